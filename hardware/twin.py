@@ -1,0 +1,242 @@
+"""The PyBullet twin: a three-finger hand over a task's scene, seen by one camera near the hand."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r3l.robot import CameraSpec, FloatArray, Image, Joint, Observation, RobotError, RobotSpec, SimulatedRobot, Truth
+from r3l.task import Scene, Task
+
+from .quiet import quiet
+
+with quiet():
+    import pybullet as p
+    from pybullet_utils.bullet_client import BulletClient
+
+FOLDER = Path(__file__).parent
+SUBSTEPS_PER_S = 240
+FINGERS = 3
+RADIUS_M, HEIGHT_M = 0.075, 0.20
+POSITION_GAIN, MAX_TORQUE_NM, MAX_SPEED_RAD_S = 0.15, 0.6, 4.0
+JOINTS = tuple(
+    Joint(f"finger{finger}_{name}", -limit, limit)
+    for finger in range(FINGERS)
+    for name, limit in (("swing", math.radians(60)), ("curl", math.radians(60)), ("tip", math.radians(90)))
+)
+
+
+@dataclass(frozen=True)
+class CameraPose:
+    """Where the camera is (m), what it looks at (m), its vertical field of view (degrees)."""
+
+    eye_m: tuple[float, float, float] = (0.0, 0.001, 0.28)
+    target_m: tuple[float, float, float] = (0.0, 0.0, 0.03)
+    field_of_view_deg: float = 36.0
+
+
+class Twin(SimulatedRobot):
+    """A simulated three-finger hand. Simulated time advances one control period per `command`, `observe` pair.
+
+    Bodies are loaded once, in `connect`; `place` moves them. The same calls after the same seed give the same bytes.
+    `diagnostic` puts ground truth into observations: for the diagnostic variants alone.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        home_rad: FloatArray,
+        control_hz: float = 10.0,
+        camera: CameraSpec | None = None,
+        camera_pose: CameraPose | None = None,
+        workspace: tuple[Joint, ...] = JOINTS,
+        diagnostic: bool = False,
+    ) -> None:
+        self.scene = scene
+        self._limits = np.array([(joint.min_rad, joint.max_rad) for joint in workspace], np.float32).T
+        self._home_rad = np.asarray(home_rad, np.float32)
+        names = scene.state_names if diagnostic else ()
+        self._spec = RobotSpec(JOINTS, control_hz, camera or CameraSpec(), names)
+        self._diagnostic = diagnostic
+        self._pose = camera_pose or CameraPose()
+        self._client: Any = None
+        self._fingers: list[int] = []
+        self._pending_s = 0.0
+        self._time_s = 0.0
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self._spec
+
+    def connect(self) -> None:
+        if self._client is not None:
+            raise RobotError("the twin is already connected; close it first")
+        with quiet():
+            client = BulletClient(p.DIRECT)
+        client.setGravity(0, 0, -9.81)
+        client.setPhysicsEngineParameter(fixedTimeStep=1 / SUBSTEPS_PER_S, deterministicOverlappingPairs=1)
+        table = client.createCollisionShape(p.GEOM_BOX, halfExtents=[0.3, 0.3, 0.01])
+        look = client.createVisualShape(p.GEOM_BOX, halfExtents=[0.3, 0.3, 0.01], rgbaColor=[0.36, 0.45, 0.55, 1])
+        client.createMultiBody(0, table, look, [0, 0, -0.01])
+        for finger in range(FINGERS):
+            yaw = 2 * math.pi * finger / FINGERS + math.pi / 3
+            position = [-RADIUS_M * math.cos(yaw), -RADIUS_M * math.sin(yaw), HEIGHT_M]
+            turn = client.getQuaternionFromEuler([0, 0, yaw])
+            body = client.loadURDF(str(FOLDER / "finger.urdf"), position, turn, useFixedBase=True)
+            for link in range(3):
+                client.changeDynamics(body, link, lateralFriction=0.8, linearDamping=0.02, angularDamping=0.02)
+            self._fingers.append(body)
+        self.scene.load(client)
+        self._client = client
+        self._time_s = self._pending_s = 0.0
+        self._place_fingers(self._home_rad)
+
+    def observe(self) -> Observation:
+        client = self._connected()
+        if self._pending_s > 0.0:
+            for _ in range(round(self._pending_s * SUBSTEPS_PER_S)):
+                client.stepSimulation()
+            self._time_s += self._pending_s
+            self._pending_s = 0.0
+            if self.on_period is not None:
+                self.on_period(self._time_s, self.scene.truth())
+        state = self.scene.state() if self._diagnostic else np.zeros(0, np.float32)
+        return Observation(self._render(), self._joint_rad(), self._time_s, state)
+
+    def command(self, target_rad: FloatArray) -> FloatArray:
+        self._connected()
+        target = np.clip(np.asarray(target_rad, np.float32), self._spec.lower_rad, self._spec.upper_rad)
+        self._drive(target, MAX_TORQUE_NM)
+        self._pending_s = 1 / self._spec.control_hz
+        return target
+
+    def relax(self) -> None:
+        if self._client is not None:
+            self._drive(self._joint_rad(), 0.0)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.disconnect()
+            self._client, self._fingers = None, []
+
+    def place(self, state: FloatArray, rng: np.random.Generator | None = None) -> None:
+        client = self._connected()
+        self.scene.place(state)
+        self._place_fingers(self._home_rad)
+        if rng is not None:
+            for _ in range(200):
+                self._place_fingers(self._random_pose(rng))
+                client.performCollisionDetection()
+                if not self._touching():
+                    break
+            else:
+                self._place_fingers(self._home_rad)
+        self._pending_s = 0.0
+
+    def truth(self) -> Truth:
+        self._connected()
+        return self.scene.truth()
+
+    def save_world(self) -> bytes:
+        """Return PyBullet's state and the clock; restored in another process it is close, not bit-exact."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "world.bullet"
+            self._connected().saveBullet(str(path))
+            return np.float64(self._time_s).tobytes() + path.read_bytes()
+
+    def restore_world(self, world: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "world.bullet"
+            path.write_bytes(world[8:])
+            self._connected().restoreState(fileName=str(path))
+        self._time_s = float(np.frombuffer(world[:8], np.float64)[0])
+        self._pending_s = 0.0
+
+    def occlusion(self) -> float:
+        """Return the share of the object's pixels that the fingers hide from the camera, in [0, 1]."""
+        client = self._connected()
+        seen = self._object_pixels()
+        saved = [client.getBasePositionAndOrientation(body) for body in self._fingers]
+        for body in self._fingers:
+            client.resetBasePositionAndOrientation(body, [0, 0, 100], [0, 0, 0, 1])
+        whole = self._object_pixels()
+        for body, (position, orientation) in zip(self._fingers, saved, strict=True):
+            client.resetBasePositionAndOrientation(body, position, orientation)
+        return 1.0 - seen / max(whole, 1)
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            raise RobotError("the twin is not connected; call connect() first")
+        return self._client
+
+    def _joint_rad(self) -> FloatArray:
+        states = [self._connected().getJointStates(body, [0, 1, 2]) for body in self._fingers]
+        return np.array([joint[0] for finger in states for joint in finger], np.float32)
+
+    def _drive(self, target_rad: FloatArray, torque_nm: float) -> None:
+        for index, angle in enumerate(target_rad):
+            self._client.setJointMotorControl2(
+                self._fingers[index // 3],
+                index % 3,
+                p.POSITION_CONTROL,
+                targetPosition=float(angle),
+                positionGain=POSITION_GAIN,
+                force=torque_nm,
+                maxVelocity=MAX_SPEED_RAD_S,
+            )
+
+    def _random_pose(self, rng: np.random.Generator) -> FloatArray:
+        lower, upper = self._limits
+        pose: FloatArray = rng.uniform(lower, upper).astype(np.float32)
+        return pose
+
+    def _place_fingers(self, joint_rad: FloatArray) -> None:
+        for index, angle in enumerate(joint_rad):
+            self._client.resetJointState(self._fingers[index // 3], index % 3, float(angle), 0.0)
+        self._drive(np.asarray(joint_rad, np.float32), MAX_TORQUE_NM)
+
+    def _touching(self) -> bool:
+        others = range(self._client.getNumBodies())
+        return any(
+            self._client.getClosestPoints(body, other, 0.004)
+            for body in self._fingers
+            for other in others
+            if other != body
+        )
+
+    def _camera_image(self, width: int, height: int) -> tuple[Any, Any]:
+        view = p.computeViewMatrix(self._pose.eye_m, self._pose.target_m, [0, 0, 1])
+        lens = p.computeProjectionMatrixFOV(self._pose.field_of_view_deg, width / height, 0.02, 1.0)
+        _, _, colour, _, bodies = self._connected().getCameraImage(
+            width, height, view, lens, shadow=0, lightDirection=[0.3, 0.2, 1.0], renderer=p.ER_TINY_RENDERER
+        )
+        return colour, bodies
+
+    def _render(self) -> Image:
+        width, height = self._spec.camera.width, self._spec.camera.height
+        colour, _ = self._camera_image(width, height)
+        return np.ascontiguousarray(np.asarray(colour, np.uint8).reshape(height, width, 4)[:, :, :3])
+
+    def _object_pixels(self) -> int:
+        _, bodies = self._camera_image(96, 96)
+        ids = np.asarray(bodies).reshape(-1)
+        return int(np.isin(np.where(ids < 0, -1, ids & ((1 << 24) - 1)), self.scene.bodies).sum())
+
+
+def from_task(task: Task, *, diagnostic: bool = False) -> Twin:
+    """Build the twin of a task's rig: what `--robot twin` means."""
+    rig = task.rig
+    return Twin(
+        task.scene(),
+        home_rad=rig.home_rad,
+        control_hz=rig.control_hz,
+        camera=rig.camera,
+        workspace=rig.limits,
+        diagnostic=diagnostic,
+    )

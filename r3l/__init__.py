@@ -1,0 +1,30 @@
+"""R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
+
+Importing it registers the Gymnasium environments `r3l/TASK-v0` and `r3l/TASK-Resets-v0` of every installed task.
+"""
+
+from importlib.metadata import entry_points
+
+from gymnasium.envs.registration import register
+
+__version__ = "0.1.0"
+
+
+def _register_environments() -> None:
+    for task in entry_points(group="r3l.tasks"):
+        title = "".join(part.title() for part in task.name.split("-"))
+        register(
+            id=f"r3l/{title}-v0",
+            entry_point="r3l.env:make",
+            kwargs={"task": task.name},
+            nondeterministic=True,  # reset() never resets: the same seed finds the world as it was left
+        )
+        register(
+            id=f"r3l/{title}-Resets-v0",
+            entry_point="r3l.resets:make",
+            kwargs={"task": task.name},
+            max_episode_steps=50,
+        )
+
+
+_register_environments()

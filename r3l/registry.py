@@ -1,0 +1,63 @@
+"""Find robots and tasks by name, this project's and those of other installed packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol
+
+from r3l.config import UserError, nearest
+from r3l.robot import Robot
+from r3l.task import Task
+
+
+class RobotFactory(Protocol):
+    """What an entry point of group `r3l.robots` names."""
+
+    def __call__(self, task: Task, *, diagnostic: bool = False) -> Robot:
+        """Build the robot for a task's rig, not yet connected."""
+        ...
+
+
+def _found(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _load(group: str, kind: str, name: str) -> object:
+    found = _found(group)
+    if name not in found:
+        raise UserError(f"unknown {kind} {name!r}; {nearest(name, found)} (r3l {kind}s lists them)")
+    try:
+        return found[name].load()
+    except ModuleNotFoundError as error:
+        missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
+        if error.name in ("pybullet", "pybullet_utils"):
+            missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
+        raise UserError(missing) from error
+
+
+def task_names() -> list[str]:
+    """Return the names of all installed tasks."""
+    return sorted(_found("r3l.tasks"))
+
+
+def robot_names() -> list[str]:
+    """Return the names of all installed robots."""
+    return sorted(_found("r3l.robots"))
+
+
+def load_task(name: str) -> Task:
+    """Return a task by name; UserError names the nearest one."""
+    kind = _load("r3l.tasks", "task", name)
+    assert callable(kind)
+    task = kind()
+    assert isinstance(task, Task)
+    return task
+
+
+def load_robot(name: str, task: Task, *, diagnostic: bool = False) -> Robot:
+    """Return a robot by name for a task's rig; UserError names the nearest one."""
+    factory = _load("r3l.robots", "robot", name)
+    assert callable(factory)
+    robot = factory(task, diagnostic=diagnostic)
+    assert isinstance(robot, Robot)
+    return robot

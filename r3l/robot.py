@@ -1,0 +1,150 @@
+"""The one interface that every robot implements: the real rig, the PyBullet twin and the fake."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+
+Truth = dict[str, float]
+"""Ground truth of a simulated scene by name; `error` is among them."""
+
+
+class RobotError(RuntimeError):
+    """A robot cannot do what was asked; the message says what, what was expected and the next step."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A position-controlled joint with its limits in rad."""
+
+    name: str
+    min_rad: float
+    max_rad: float
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """Size in pixels of the images a robot returns."""
+
+    width: int = 64
+    height: int = 64
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What a robot is: its joints in the order of every joint vector, its control rate, its camera."""
+
+    joints: tuple[Joint, ...]
+    control_hz: float
+    camera: CameraSpec
+    diagnostic: tuple[str, ...] = ()
+    """Names of ground-truth values that observations carry: empty but on diagnostic variants of the twin."""
+
+    @property
+    def lower_rad(self) -> FloatArray:
+        """Lower joint limits: [A] float32, rad."""
+        return np.array([joint.min_rad for joint in self.joints], np.float32)
+
+    @property
+    def upper_rad(self) -> FloatArray:
+        """Upper joint limits: [A] float32, rad."""
+        return np.array([joint.max_rad for joint in self.joints], np.float32)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot sees and feels at the end of a control period."""
+
+    image: Image
+    """[H, W, 3] uint8 RGB."""
+    joint_rad: FloatArray
+    """[A] float32, rad: measured joint positions."""
+    time_s: float
+    """The robot's monotonic clock; simulated seconds on a twin."""
+    diagnostic: FloatArray
+    """[D] float32: ground truth, and empty (D = 0) on everything but a diagnostic twin."""
+
+
+class Robot(ABC):
+    """A robot with position-controlled joints and one camera.
+
+    A constructor stores, `connect` does I/O, `with` connects and closes. `command` begins a control period,
+    the next `observe` ends it.
+    """
+
+    @property
+    @abstractmethod
+    def spec(self) -> RobotSpec:
+        """What this robot is; known before `connect`."""
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Open the devices. Raises RobotError when already connected or when a device does not answer."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """Wait for the end of the current control period and return what is seen then.
+
+        Without a command since the last call nothing moves and the same state is returned.
+        """
+
+    @abstractmethod
+    def command(self, target_rad: FloatArray) -> FloatArray:
+        """Begin a control period towards `target_rad` [A] (rad); return the target really sent, [A] float32."""
+
+    @abstractmethod
+    def relax(self) -> None:
+        """Take torque off every joint; the next command puts it on again. Safe to call at any time, twice too."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Relax and release the devices. Safe to call twice and without `connect`."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SimulatedRobot(Robot):
+    """A robot in a simulated world. What it can do beyond a robot is for evaluation, goals, baselines and tests alone.
+
+    Reset-free training calls nothing of it but `save_world` and `restore_world`, with its checkpoints.
+    """
+
+    on_period: Callable[[float, Truth], None] | None = None
+    """Called by the robot itself at the end of each control period: how the truth recorder listens."""
+
+    @abstractmethod
+    def place(self, state: FloatArray, rng: np.random.Generator | None = None) -> None:
+        """Put the object at `state` [S], the fingers at home or with `rng` in a random pose that touches nothing."""
+
+    @abstractmethod
+    def truth(self) -> Truth:
+        """Return ground truth: for evaluation and tests alone."""
+
+    @abstractmethod
+    def save_world(self) -> bytes:
+        """Return the state of the world."""
+
+    @abstractmethod
+    def restore_world(self, world: bytes) -> None:
+        """Continue from `save_world`'s bytes of a robot of the same task."""
