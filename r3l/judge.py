@@ -1,0 +1,250 @@
+"""The judge: a frozen classifier, goal images against early exploration, that says whether an episode succeeded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from r3l.checkpoint import CheckpointError, save_tensors
+from r3l.config import UserError, from_dict
+from r3l.vae import downsample
+
+FORMAT_VERSION = 1
+FOLD_BLOCK = 50
+"""Neighbouring exploration frames look alike: so many in a row go to the same fold."""
+EXPLORATION_ACCEPTED = 0.01
+"""Share of the screened exploration frames that lies above the lower end of the gap the threshold is put in."""
+Logits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Settings of the judge."""
+
+    image_size: int = 32
+    """Side in pixels that images are averaged down to."""
+    updates: int = 300
+    batch_size: int = 32
+    """Goals per update, and as many exploration frames."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 1e-2
+    shift_px: int = 2
+    """Largest random shift of the training images, after averaging down."""
+    brightness: float = 0.1
+    """Largest relative change of brightness of the training images."""
+    goals_accepted: float = 0.9
+    """Share of the held-out goal images that the verdict accepts at least."""
+    frames: int = 3
+    """Last frames of an episode that decide together; more of them blur what happened to a moving object."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images to train on and images held out: uint8 [N, 3, H, W] each, exploration in the order of time."""
+
+    train: Tensor
+    held_out: Tensor
+
+    def __post_init__(self) -> None:
+        for name, images in (("train", self.train), ("held_out", self.held_out)):
+            if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) < 2:
+                raise ValueError(
+                    f"{name} is {images.dtype} {list(images.shape)}, expected at least 2 uint8 images [N, 3, H, W]"
+                )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Log-odds are `slope` · logit + `offset`; a verdict is success from `threshold` log-odds on."""
+
+    slope: float
+    offset: float
+    threshold: float
+
+
+def calibrate(goals: Logits, exploration: Logits, goals_accepted: float) -> Calibration:
+    """Fit log-odds to held-out logits [G] and [N], as if goals were half of all images, and choose the threshold.
+
+    Goal images show success at its best, so the level that `goals_accepted` of them exceed is too strict: the
+    threshold lies half way down from it to the level that exploration hardly ever exceeds.
+
+    Source: Platt 1999, with L2 regularisation in place of smoothed labels. Deviation: the slope is kept positive.
+    """
+    logits = np.concatenate([goals, exploration])[:, None]
+    labels = np.concatenate([np.ones(len(goals)), np.zeros(len(exploration))])
+    fitted = LogisticRegression(class_weight="balanced").fit(logits, labels)
+    slope, offset = max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0])
+    upper = np.quantile(goals, 1 - goals_accepted)
+    lower = min(upper, np.quantile(exploration, 1 - EXPLORATION_ACCEPTED))
+    return Calibration(slope, offset, slope * float(upper + lower) / 2 + offset)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Tells success from images alone; fitted once, then frozen, and kept beside the run. Works on the CPU."""
+
+    body: nn.Module
+    calibration: Calibration
+    config: JudgeConfig
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """What `fit` found on held-out images, by name."""
+
+    @torch.no_grad()
+    def log_odds(self, images: Tensor) -> Tensor:
+        """Return calibrated log-odds of success: uint8 [B, 3, H, W] to float32 [B]."""
+        logits = torch.from_numpy(_logits(self.body, downsample(images, self.config.image_size)))
+        return (self.calibration.slope * logits + self.calibration.offset).float()
+
+    def probability(self, images: Tensor) -> Tensor:
+        """Return the probability of success: uint8 [B, 3, H, W] to float32 [B] in [0, 1]."""
+        return torch.sigmoid(self.log_odds(images))
+
+    def verdict(self, frames: Tensor) -> bool:
+        """Say whether an episode ended in success, from its frames uint8 [T, 3, H, W] in order, T at least 1.
+
+        The median over the last `config.frames` decides: a finger over the object in one of three does not.
+        """
+        if not len(frames):
+            raise ValueError("an episode without frames cannot be judged; pass its last ones")
+        log_odds = self.log_odds(frames[-self.config.frames :]).numpy()
+        return bool(np.median(log_odds) >= self.calibration.threshold)
+
+    def save(self, path: Path) -> None:
+        """Write judge.safetensors: the weights, and all else as JSON in its header."""
+        meta = {"version": FORMAT_VERSION, "calibration": asdict(self.calibration), "config": asdict(self.config)}
+        save_tensors(path, dict(self.body.state_dict()), meta | {"quality": dict(self.quality)})
+
+    @classmethod
+    def load(cls, path: Path) -> Judge:
+        """Read what `save` wrote; CheckpointError when it cannot be used."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {})["meta"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if meta["version"] != FORMAT_VERSION:
+                raise CheckpointError(f"judge {path} has format {meta['version']}, expected {FORMAT_VERSION}")
+            config = from_dict(JudgeConfig, meta["config"])
+            body = _network(config, seed=0)
+            body.load_state_dict(tensors)
+            return cls(body.eval(), from_dict(Calibration, meta["calibration"]), config, meta["quality"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            reason = str(error).split("\n")[0]
+            raise CheckpointError(f"judge {path} cannot be read ({reason}); restore it, or start a new run") from error
+
+
+def fit(goals: Examples, exploration: Examples, generator: torch.Generator, config: JudgeConfig | None = None) -> Judge:
+    """Fit a judge; the same images and generator state give the same judge, and torch's global RNG stays as it is.
+
+    Exploration is unlabelled rather than negative: the robot solves the task by chance now and then. Networks trained
+    without them score all exploration frames first, and those nearer to the goals than to the rest are left out.
+    """
+    config = config or JudgeConfig()
+    side = config.image_size
+    positives, negatives = downsample(goals.train, side), downsample(exploration.train, side)
+    goals_left, exploration_left = downsample(goals.held_out, side), downsample(exploration.held_out, side)
+    bodies, scores, level = _screen(positives, negatives, config, generator)
+    body = _train(positives, negatives[torch.from_numpy(scores <= level)], config, generator)
+    kept = np.mean([_logits(each, exploration_left) for each in bodies], axis=0) <= level
+    if kept.mean() < 0.5:
+        kept[:] = True
+    seen, unseen = _logits(body, goals_left), _logits(body, exploration_left)
+    calibration = calibrate(seen, unseen[kept], config.goals_accepted)
+    at = (calibration.threshold - calibration.offset) / calibration.slope
+    labels = np.concatenate([np.ones(len(seen)), np.zeros(len(unseen))])
+    quality = {
+        "held_out_auc": float(roc_auc_score(labels, np.concatenate([seen, unseen]))),
+        "held_out_goals_accepted": float(np.mean(seen >= at)),
+        "held_out_exploration_accepted": float(np.mean(unseen >= at)),
+        "exploration_left_out": float(np.mean(scores > level)),
+    }
+    return Judge(body, calibration, config, quality)
+
+
+def _screen(
+    positives: Tensor, negatives: Tensor, config: JudgeConfig, generator: torch.Generator
+) -> tuple[list[nn.Module], Logits, float]:
+    """Return two networks, each trained on half, the negatives' logits from the other half's, and the level to keep.
+
+    The level is half way between the median goal and the median exploration frame: at most half lie above it.
+    """
+    fold_of_goal = torch.arange(len(positives)) % 2
+    fold = torch.arange(len(negatives)) // min(FOLD_BLOCK, len(negatives) // 2) % 2
+    bodies: list[nn.Module] = []
+    goal_scores, scores = np.zeros(len(positives)), np.zeros(len(negatives))
+    for half in (0, 1):
+        body = _train(positives[fold_of_goal == half], negatives[fold == half], config, generator)
+        goal_scores[(fold_of_goal != half).numpy()] = _logits(body, positives[fold_of_goal != half])
+        scores[(fold != half).numpy()] = _logits(body, negatives[fold != half])
+        bodies.append(body)
+    middle = float(np.median(scores))
+    return bodies, scores, max(middle, (middle + float(np.median(goal_scores))) / 2)
+
+
+def _network(config: JudgeConfig, seed: int) -> nn.Sequential:
+    side = config.image_size // 8
+    if side * 8 != config.image_size:
+        raise ValueError(f"judge image_size is {config.image_size}, expected a multiple of 8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * side * side, 64),
+            nn.ReLU(),
+            nn.Linear(64, 1),
+        )
+
+
+def _train(positives: Tensor, negatives: Tensor, config: JudgeConfig, generator: torch.Generator) -> nn.Module:
+    """Train a network on images [G, 3, side, side] against [N, 3, side, side], float32 in [0, 1]."""
+    body = _network(config, int(torch.randint(2**31, (), generator=generator)))
+    optimiser = torch.optim.AdamW(body.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.updates)
+    size = config.batch_size
+    labels = torch.cat([torch.ones(size), torch.zeros(size)])
+    for _ in range(config.updates):
+        goals = torch.randint(len(positives), (size,), generator=generator)
+        others = torch.randint(len(negatives), (size,), generator=generator)
+        images = _augment(torch.cat([positives[goals], negatives[others]]), config, generator)
+        loss = F.binary_cross_entropy_with_logits(body(images - 0.5).squeeze(-1), labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return body.eval()
+
+
+def _augment(images: Tensor, config: JudgeConfig, generator: torch.Generator) -> Tensor:
+    """Shift a batch [B, 3, side, side] as one, which costs nothing, and change each image's brightness."""
+    shift, side = config.shift_px, images.shape[-1]
+    top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
+    moved = F.pad(images, (shift,) * 4, mode="replicate")[:, :, top : top + side, left : left + side]
+    change = config.brightness * (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1)
+    return moved * (1 + change)
+
+
+@torch.no_grad()
+def _logits(body: nn.Module, images: Tensor) -> Logits:
+    """Return logits of float32 images in [0, 1]: [B, 3, side, side] to float64 [B]."""
+    parts: list[Any] = [body(part - 0.5).squeeze(-1) for part in images.split(256)]
+    return torch.cat(parts).numpy().astype(np.float64)

@@ -1,0 +1,342 @@
+"""The learner: follow the experience store, relabel what is sampled, update every learned model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from r3l.checkpoint import Tensors, load_optimiser, optimiser_tensors, under_prefix, with_prefix
+from r3l.classifier import Classifier
+from r3l.config import Config
+from r3l.experience import PHASES, ExperienceStore
+from r3l.novelty import Novelty
+from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies
+from r3l.replay import Replay, Sampled
+from r3l.robot import RobotSpec
+from r3l.sac import SAC, Batch
+from r3l.vae import VAE
+
+Metrics = dict[str, float]
+AGENTS = ("task", "perturbation")
+COUNTERS = ("sequence", "steps", "updates", "is_pretrained")
+
+
+class Learner:
+    """Everything that learns, over one replay.
+
+    Random draws come from the learner's own generators, so that the same rows in the same order give the same
+    weights, bit for bit, also across a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: RobotSpec,
+        goals: Tensor,
+        *,
+        device: torch.device,
+        true_reward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Build the models.
+
+        Args:
+            goals: uint8 [G, 3, H, W], the training goal images.
+            true_reward: maps ground truth [B, D] to [B]; diagnostic runs alone have one.
+        """
+        self.config, self.device, self.goals = config, device, goals.to(device)
+        self._true_reward = true_reward
+        actions, camera = len(spec.joints), spec.camera
+        stacked = (3 * config.window, camera.height)
+        single = (3, camera.height)
+        latents = {"latent": config.vae.latent_size, "pixels": 0, "diagnostic-true-state": len(spec.diagnostic)}
+        size = latents[config.state]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.vae = VAE(config.vae, actions) if config.state == "latent" else None
+            self._vae_next = copy.deepcopy(self.vae)
+            features = config.window * (size + 2 * actions)
+            pixels = stacked if config.state == "pixels" else None
+            self.agents = {name: SAC(features, actions, config.sac, image=pixels) for name in AGENTS}
+            novelty_image = single if config.novelty.sees == "pixels" else None
+            owners = AGENTS if config.separate_replays else AGENTS[1:]
+            self.novelty = {name: Novelty(config.novelty, size, image=novelty_image) for name in owners}
+            self.classifier = Classifier(
+                config.classifier, size, image=single if config.classifier.sees == "pixels" else None
+            )
+        for module in self.modules().values():
+            module.to(device)
+        self.vae_optimiser = (
+            torch.optim.Adam(self._vae_next.parameters(), config.vae.learning_rate, fused=True)
+            if self._vae_next is not None
+            else None
+        )
+        self.replay = Replay(
+            config.replay_capacity,
+            image_shape=(camera.height, camera.width, 3),
+            actions=actions,
+            latents=size,
+            diagnostics=len(spec.diagnostic),
+            window=config.window,
+            device=device,
+        )
+        self.rng = np.random.default_rng(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.sequence = 0
+        """The last row of the store that was followed."""
+        self.steps = 0
+        """Env steps among the rows followed."""
+        self.updates = 0
+        self.is_pretrained = False
+        self._goal_latents = self._encode(self.goals)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turns images into the latents of the policies."""
+        if self.vae is not None:
+            return self.vae
+        return NoEncoder() if self.config.state == "pixels" else DiagnosticStateEncoder()
+
+    def policies(self) -> Policies:
+        """Return what acts, sharing the live weights."""
+        actors = {name: agent.actor for name, agent in self.agents.items()}
+        return Policies(self.encoder, actors, self.config.window, self.device)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return every learned model by name."""
+        found: dict[str, nn.Module] = {"classifier": self.classifier}
+        found |= {f"{name}_agent": agent for name, agent in self.agents.items()}
+        found |= {f"{name}_novelty": novelty for name, novelty in self.novelty.items()}
+        if self.vae is not None and self._vae_next is not None:
+            found |= {"vae": self.vae, "vae_next": self._vae_next}
+        return found
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return every optimiser by name."""
+        found: dict[str, torch.optim.Optimizer] = {"classifier": self.classifier.optimiser}
+        for name, agent in self.agents.items():
+            found |= {f"{name}_agent.{part}": optimiser for part, optimiser in agent.optimisers().items()}
+        found |= {f"{name}_novelty": novelty.optimiser for name, novelty in self.novelty.items()}
+        if self.vae_optimiser is not None:
+            found["vae"] = self.vae_optimiser
+        return found
+
+    def follow(self, store: ExperienceStore, limit: int = -1) -> None:
+        """Take in rows that the store gained since the last call, at most `limit`."""
+        for row in store.rows(self.sequence, limit):
+            image = torch.from_numpy(row.image.copy()).permute(2, 0, 1)[None].to(self.device)
+            diagnostic = torch.from_numpy(row.diagnostic.copy())[None].to(self.device)
+            self.replay.add(row, self.encoder.encode(image, diagnostic)[0])
+            self.sequence = row.sequence
+            self.steps += row.step > 0
+
+    def owed(self) -> int:
+        """Return how many updates are missing at the configured ratio; none before pretraining."""
+        if not self.is_pretrained:
+            return 0
+        learnable = max(self.steps - self.config.phases.exploration_steps, 0)
+        return int(learnable * self.config.update_ratio) - self.updates
+
+    def pretrain(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Metrics:
+        """Fit encoder and classifier on what exploration saw; the agents start after it."""
+        metrics: dict[str, Tensor] = {}
+        vae_updates = self.config.vae.pretrain_updates if self.vae is not None else 0
+        classifier_updates = self.config.classifier.pretrain_updates if self.config.reward == "classifier" else 0
+        total = vae_updates + classifier_updates
+        for done in range(vae_updates):
+            metrics |= self._update_vae(tether=0.0)
+            on_progress(done, total)
+        self._refresh_encoder()
+        for done in range(classifier_updates):
+            metrics |= self._update_classifier()
+            on_progress(vae_updates + done, total)
+        self.is_pretrained = True
+        return {name: float(value) for name, value in metrics.items()}
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return everything a new process needs to go on exactly: tensors, and JSON values.
+
+        The cached latents are part of it: encoding in other batches would differ in the last bit.
+        """
+        tensors: Tensors = {}
+        for name, module in self.modules().items():
+            tensors |= with_prefix(name, dict(module.state_dict()))
+        for name, optimiser in self.optimisers().items():
+            tensors |= with_prefix(f"optimiser.{name}", optimiser_tensors(optimiser))
+        tensors["generator"] = self.generator.get_state()
+        tensors["latents"] = self.replay.latents[: len(self.replay)]
+        tensors["goal_latents"] = self._goal_latents
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return tensors, counters | {"rng": self.rng.bit_generator.state}
+
+    def restore(self, tensors: Tensors, meta: dict[str, Any], store: ExperienceStore) -> None:
+        """Go on from `state`, with the replay rebuilt from the store; later rows are left to `follow`."""
+        for name, module in self.modules().items():
+            module.load_state_dict(under_prefix(name, tensors))
+        for name, optimiser in self.optimisers().items():
+            load_optimiser(optimiser, under_prefix(f"optimiser.{name}", tensors))
+        self.generator.set_state(tensors["generator"])
+        self._goal_latents = tensors["goal_latents"].to(self.device)
+        self.rng.bit_generator.state = meta["rng"]
+        for name in COUNTERS:
+            setattr(self, name, meta[name])
+        latents = tensors["latents"].to(self.device)
+        self.replay.added = max(self.sequence - self.replay.capacity, 0)
+        for row in store.rows(self.replay.added, self.sequence - self.replay.added):
+            self.replay.add(row, latents[self.replay.added % self.replay.capacity])
+
+    def weights(self) -> Tensors:
+        """Return what acting needs, for publishing: encoder and averaged actors, which are steadier than the live."""
+        tensors: Tensors = {}
+        if self.vae is not None:
+            tensors |= with_prefix("vae", dict(self.vae.state_dict()))
+        for name, agent in self.agents.items():
+            tensors |= with_prefix(f"{name}_actor", dict(agent.averaged_actor.state_dict()))
+        return tensors
+
+    def update(self) -> dict[str, Tensor]:
+        """Update each agent once, and the other models at their own cadence; return metrics as tensors."""
+        config = self.config
+        metrics: dict[str, Tensor] = {}
+        self.updates += 1
+        if config.update_acting_only:
+            acting = "perturbation" if self.replay.newest_phase() == "perturbation" else "task"
+            metrics |= self._update_agents((acting,))
+        else:
+            metrics |= self._update_agents(AGENTS)
+        if self.updates % config.novelty.update_every == 0:
+            for owner, novelty in self.novelty.items():
+                rows = self._rows(config.novelty.batch_size, self._phases(owner))
+                metrics |= novelty.update(self._states(rows, config.novelty.sees))
+        if config.reward == "classifier" and self.updates % config.classifier.update_every == 0:
+            metrics |= self._update_classifier()
+        if self.vae is not None and config.vae.update_every:
+            if self.updates % config.vae.update_every == 0:
+                metrics |= self._update_vae(tether=config.vae.tether)
+            if self.updates % config.vae.refresh_every == 0:
+                self._refresh_encoder()
+        return metrics
+
+    def task_reward(self, rows: Tensor) -> Tensor:
+        """Return the task policy's reward for replay positions: [B] int64 to [B] float32."""
+        if self.config.reward == "diagnostic-true-reward":
+            if self._true_reward is None:
+                raise ValueError("reward is 'diagnostic-true-reward' and the task offers none")
+            reward = self._true_reward(self.replay.diagnostic[rows])
+        else:
+            reward = self.classifier.reward(self._states(rows, self.config.classifier.sees))
+        if self.config.novelty_bonus:
+            reward = reward + self.config.novelty_bonus * self.novelty_reward(rows, "task")
+        return reward
+
+    def novelty_reward(self, rows: Tensor, owner: str = "perturbation") -> Tensor:
+        """Return the novelty reward for replay positions: [B] int64 to [B] float32."""
+        novelty = self.novelty.get(owner, self.novelty["perturbation"])
+        return novelty.reward(self._states(rows, self.config.novelty.sees))
+
+    def exploration_images(self) -> Tensor:
+        """Return the images of the exploration phase: uint8 [N, 3, H, W]."""
+        return self.replay.images[self.replay.rows_of("exploration")]
+
+    def reward_check(self) -> Metrics:
+        """Return both rewards' means over the newest 250 rows, drawing no random number."""
+        if not self.is_pretrained:
+            return {}
+        rows = self.replay.newest(250)
+        return {
+            "recent/task_reward": float(self.task_reward(rows).mean()),
+            "recent/novelty_reward": float(self.novelty_reward(rows).mean()),
+        }
+
+    def _update_agents(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        sampled: Sampled | None = None
+        for name in names:
+            if sampled is None or self.config.separate_replays:
+                settings = self.config.sac
+                sampled = self.replay.sample(
+                    settings.batch_size, self.rng, phases=self._phases(name), horizon=settings.horizon
+                )
+                common = self._batch(sampled)
+                powers = settings.discount ** torch.arange(settings.horizon, device=self.device)
+            rows = sampled.rows.reshape(-1)
+            reward = self.task_reward(rows) if name == "task" else self.novelty_reward(rows)
+            reward = reward.view_as(sampled.rows)
+            batch = replace(common, reward=(reward * sampled.followed * powers).sum(-1))
+            found = self.agents[name].update(batch, self.generator)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            metrics[f"{name}/reward"] = reward[:, 0].mean()
+        return metrics
+
+    def _batch(self, sampled: Sampled) -> Batch:
+        """Return the sampled transitions, reward still to be set. Switches of phase are bootstrapped through."""
+        replay = self.replay
+        is_pixels = self.config.state == "pixels"
+        return Batch(
+            observation=replay.observations(sampled.now),
+            action=replay.requested[sampled.rows[:, 0]],
+            reward=sampled.followed[:, 0],
+            next_observation=replay.observations(sampled.next),
+            discount=self.config.sac.discount ** sampled.followed.sum(-1),
+            image=replay.pixels(sampled.now) if is_pixels else None,
+            next_image=replay.pixels(sampled.next) if is_pixels else None,
+        )
+
+    def _phases(self, owner: str) -> tuple[str, ...]:
+        return ("exploration", owner) if self.config.separate_replays else PHASES
+
+    def _rows(self, count: int, phases: tuple[str, ...] = PHASES) -> Tensor:
+        return self.replay.sample_rows(count, self.rng, phases=phases)
+
+    def _states(self, rows: Tensor, sees: str) -> Tensor:
+        return self.replay.pixels(rows[:, None]) if sees == "pixels" else self.replay.latents[rows]
+
+    def _update_classifier(self) -> dict[str, Tensor]:
+        config = self.config.classifier
+        chosen = torch.from_numpy(self.rng.integers(0, len(self.goals), config.batch_size)).to(self.device)
+        goals = self.goals[chosen] if config.sees == "pixels" else self._goal_latents[chosen]
+        wide = round(config.batch_size * config.exploration_share)
+        rows = self._rows(config.batch_size - wide, self._phases("task"))
+        if wide:
+            rows = torch.cat([rows, self._rows(wide, ("exploration", "perturbation"))])
+        return self.classifier.update(goals, self._states(rows, config.sees), self.generator)
+
+    def _update_vae(self, tether: float) -> dict[str, Tensor]:
+        assert self._vae_next is not None
+        assert self.vae_optimiser is not None
+        rows = self._rows(self.config.vae.batch_size)
+        images = self.replay.pixels(rows[:, None])
+        noise = torch.randn(len(rows), self.config.vae.latent_size, generator=self.generator).to(self.device)
+        loss, metrics = self._vae_next.loss(images, self.replay.proprioception[rows], noise)
+        if tether:
+            drift = (self._vae_next.posterior(images)[0] - self.replay.latents[rows]).square().sum(-1).mean()
+            loss = loss + tether * drift
+            metrics["drift"] = drift.detach()
+        self.vae_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.vae_optimiser.step()
+        return {f"vae/{name}": value for name, value in metrics.items()}
+
+    def _refresh_encoder(self) -> None:
+        """Let the newest encoder act and encode the replay again."""
+        if self.vae is not None and self._vae_next is not None:
+            self.vae.load_state_dict(self._vae_next.state_dict())
+            self.reencode()
+
+    def reencode(self) -> None:
+        """Refresh every cached latent with the acting encoder."""
+        for start in range(0, len(self.replay), 256):
+            rows = torch.arange(start, min(start + 256, len(self.replay)), device=self.device)
+            latents = self.encoder.encode(self.replay.pixels(rows[:, None]), self.replay.diagnostic[rows])
+            self.replay.latents[rows] = latents
+        self._goal_latents = self._encode(self.goals)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if self.vae is None:
+            return torch.zeros(len(images), 0, device=self.device)
+        return torch.cat([self.vae.encode(part) for part in torch.split(images, 256)])

@@ -1,0 +1,155 @@
+"""Replay: the newest rows of the experience store in memory, ready to be sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from r3l.experience import PHASES, Row
+
+Rows = NDArray[np.int64]
+"""Row numbers, counted from the first ever added."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Positions of sampled transitions, each followed for up to N steps of its segment."""
+
+    now: Tensor
+    """[B, T] int64: the window that ends with the observation acted on, oldest first."""
+    next: Tensor
+    """[B, T] int64: the window after the last step followed."""
+    rows: Tensor
+    """[B, N] int64: the rows that the steps led to; where the segment was shorter the last one is repeated."""
+    followed: Tensor
+    """[B, N] float32: 1 for a step followed, 0 for a repetition."""
+
+
+class Replay:
+    """A preallocated ring of rows. Images are stored once, uint8; latents are cached per row.
+
+    `window` rows make one observation of the policies; windows never cross the start of a segment, where the first
+    row is repeated instead.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        image_shape: tuple[int, int, int],
+        actions: int,
+        latents: int,
+        diagnostics: int,
+        window: int,
+        device: torch.device,
+    ) -> None:
+        height, width, channels = image_shape
+        self.capacity, self.window, self.device = capacity, window, device
+        # Zeroed by the system page by page, as rows arrive: torch.zeros would touch all of it at once.
+        self.images = torch.from_numpy(np.zeros((capacity, channels, height, width), np.uint8))
+        self.proprioception = torch.zeros(capacity, actions, device=device)
+        self.requested = torch.zeros(capacity, actions, device=device)
+        self.applied = torch.zeros(capacity, actions, device=device)
+        self.latents = torch.zeros(capacity, latents, device=device)
+        self.diagnostic = torch.zeros(capacity, diagnostics, device=device)
+        self._step = np.zeros(capacity, np.int64)
+        self._phase = np.zeros(capacity, np.int8)
+        self.added = 0
+        """Rows ever added; row n sits at position n % capacity."""
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def newest_phase(self) -> str:
+        """Return the name of the newest row's phase."""
+        return PHASES[self._phase[(self.added - 1) % self.capacity]]
+
+    def rows_of(self, phase: str) -> Tensor:
+        """Return the positions of all rows of a phase: [N] int64."""
+        return torch.from_numpy(np.flatnonzero(self._phase[: len(self)] == PHASES.index(phase)))
+
+    def newest(self, count: int) -> Tensor:
+        """Return the positions of the newest `count` rows, oldest first: [N] int64."""
+        first = max(self.added - min(count, len(self)), 0)
+        return torch.arange(first, self.added, device=self.device) % self.capacity
+
+    def add(self, row: Row, latent: Tensor) -> None:
+        """Append a row and its latent [Z]; the oldest row gives way when the ring is full."""
+        position = self.added % self.capacity
+        self.images[position] = torch.from_numpy(row.image.copy()).permute(2, 0, 1)
+        self.proprioception[position] = torch.from_numpy(row.proprioception.copy())
+        self.requested[position] = torch.from_numpy(row.requested.copy())
+        self.applied[position] = torch.from_numpy(row.applied.copy())
+        self.diagnostic[position] = torch.from_numpy(row.diagnostic.copy())
+        self.latents[position] = latent
+        self._step[position] = row.step
+        self._phase[position] = row.phase
+        self.added += 1
+
+    def sample(
+        self, count: int, rng: np.random.Generator, *, phases: tuple[str, ...] = PHASES, horizon: int = 1
+    ) -> Sampled:
+        """Draw transitions uniformly and follow each for up to `horizon` steps.
+
+        `phases` keeps those whose first action was chosen in one of them.
+
+        Raises:
+            ValueError: the replay holds no such transition.
+        """
+        first = self._draw(count, rng, phases, transitions=True)
+        ahead = first[:, None] + np.arange(horizon)
+        # Steps count up within a segment and begin again at 0, so equality with the count means the same segment.
+        steps = self._step[np.minimum(ahead, self.added - 1) % self.capacity]
+        followed = (ahead < self.added) & (steps == steps[:, :1] + np.arange(horizon))
+        rows = first[:, None] + np.minimum(np.arange(horizon), followed.sum(1, keepdims=True) - 1)
+        return Sampled(
+            now=self._windows(first - 1),
+            next=self._windows(rows[:, -1]),
+            rows=torch.from_numpy(rows % self.capacity).to(self.device),
+            followed=torch.from_numpy(followed.astype(np.float32)).to(self.device),
+        )
+
+    def sample_rows(self, count: int, rng: np.random.Generator, *, phases: tuple[str, ...] = PHASES) -> Tensor:
+        """Draw rows uniformly: their positions [count] int64."""
+        return torch.from_numpy(self._draw(count, rng, phases, transitions=False) % self.capacity).to(self.device)
+
+    def observations(self, windows: Tensor) -> Tensor:
+        """Return what the policies see at [B, T] positions: [B, T * (Z + 2A)]."""
+        rows = windows.reshape(-1)
+        parts = [table.index_select(0, rows) for table in (self.latents, self.proprioception, self.applied)]
+        return torch.cat(parts, -1).reshape(len(windows), -1)
+
+    def pixels(self, windows: Tensor) -> Tensor:
+        """Return the images at [B, T] positions stacked along channels: uint8 [B, T * C, H, W]."""
+        stacked = self.images[windows.cpu()]
+        return stacked.flatten(1, 2).to(self.device)
+
+    def _draw(self, count: int, rng: np.random.Generator, phases: tuple[str, ...], *, transitions: bool) -> Rows:
+        wanted = np.array([phase in phases for phase in PHASES])
+        oldest = max(self.added - self.capacity, 0) + int(transitions)
+
+        def fits(rows: Rows) -> NDArray[np.bool_]:
+            position = rows % self.capacity
+            return wanted[self._phase[position]] & ((self._step[position] > 0) | (not transitions))
+
+        if oldest < self.added:
+            drawn = rng.integers(oldest, self.added, 2 * count + 16)
+            found = drawn[fits(drawn)]
+            if len(found) >= count:
+                return found[:count]
+            # A rare phase: list what there is.
+            every = np.arange(oldest, self.added)
+            every = every[fits(every)]
+            if len(every):
+                return rng.choice(every, count)
+        raise ValueError(f"the replay of {len(self)} rows holds nothing of {' or '.join(phases)} to sample")
+
+    def _windows(self, last: Rows) -> Tensor:
+        oldest = max(self.added - self.capacity, 0)
+        reach = np.minimum(self._step[last % self.capacity], last - oldest)
+        back = np.minimum(np.arange(self.window - 1, -1, -1)[None, :], reach[:, None])
+        return torch.from_numpy((last[:, None] - back) % self.capacity).to(self.device)

@@ -1,0 +1,124 @@
+"""The encoder: a variational auto-encoder from camera images to latent states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Settings of the encoder."""
+
+    latent_size: int = 16
+    """Length of the latent state z."""
+    image_size: int = 32
+    """Side in pixels that images are averaged down to before encoding."""
+    beta: float = 5.0
+    """Weight of the KL term against the squared error."""
+    reconstruction_weight: float = 10.0
+    """Weight of the squared error summed over pixels and channels."""
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    pretrain_updates: int = 1500
+    """Updates on exploration images before the agents start to learn."""
+    update_every: int = 0
+    """Env steps between two later encoder updates; 0 freezes it after pretraining."""
+    refresh_every: int = 5000
+    """Env steps after which the updated encoder replaces the acting one and the replay is re-encoded."""
+    tether: float = 1.0
+    """Weight of the squared distance to the acting encoder's latents in later updates."""
+    conditional: bool = True
+    """Give the decoder the proprioception, so that the latent need not carry the pose of the fingers."""
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return KL(N(mean, exp(log_variance)) || N(0, 1)) summed over latents: [B].
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+def downsample(images: Tensor, side: int) -> Tensor:
+    """Average uint8 [B, 3, H, W] down to float32 [B, 3, side, side] in [0, 1]."""
+    pixels = images.float() / 255
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels, size=(side, side), mode="area")
+
+
+class VAE(nn.Module):
+    """Convolutional VAE whose decoder also sees the proprioception.
+
+    Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviation: the decoder is
+    conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world.
+    """
+
+    def __init__(self, config: VAEConfig, proprioception_size: int) -> None:
+        super().__init__()
+        self.config = config
+        side = config.image_size // 8
+        if side * 8 != config.image_size:
+            raise ValueError(f"vae.image_size is {config.image_size}, expected a multiple of 8")
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * side * side, 256),
+            nn.ReLU(),
+            nn.Linear(256, 2 * config.latent_size),
+        )
+        self._condition_size = proprioception_size if config.conditional else 0
+        self.decoder = nn.Sequential(
+            nn.Linear(config.latent_size + self._condition_size, 256),
+            nn.ReLU(),
+            nn.Linear(256, 64 * side * side),
+            nn.ReLU(),
+            nn.Unflatten(1, (64, side, side)),
+            nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1),
+        )
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of q(z | image): uint8 [B, 3, H, W] to two [B, Z]."""
+        mean, log_variance = self.encoder(downsample(images, self.config.image_size)).chunk(2, -1)
+        return mean, log_variance.clamp(-10, 4)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, diagnostic: Tensor | None = None) -> Tensor:
+        """Return the posterior mean: uint8 [B, 3, H, W] to float32 [B, Z]. `diagnostic` is never looked at."""
+        return self.posterior(images)[0]
+
+    def decode(self, latents: Tensor, proprioception: Tensor) -> Tensor:
+        """Return reconstructed images: [B, Z] and [B, P] to float32 [B, 3, side, side], about [0, 1]."""
+        inputs = torch.cat([latents, proprioception[:, : self._condition_size]], -1)
+        return self.decoder(inputs) + 0.5  # type: ignore[no-any-return]
+
+    def loss(self, images: Tensor, proprioception: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the negative evidence lower bound, up to constants, and its parts.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            proprioception: float32 [B, P].
+            noise: standard normal [B, Z], the reparameterisation's.
+        """
+        mean, log_variance = self.posterior(images)
+        latents = mean + noise * (0.5 * log_variance).exp()
+        target = downsample(images, self.config.image_size)
+        error = (self.decode(latents, proprioception) - target).square().sum((1, 2, 3)).mean()
+        kl = kl_divergence(mean, log_variance).mean()
+        loss = self.config.reconstruction_weight * error + self.config.beta * kl
+        return loss, {"reconstruction": error.detach(), "kl": kl.detach()}
