@@ -1,0 +1,162 @@
+"""The actor: explore, then task and perturbation episodes in turn; every observation goes to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from r3l.checkpoint import Tensors, under_prefix, with_prefix
+from r3l.config import PhasesConfig
+from r3l.env import Observed, RobotEnv
+from r3l.experience import PHASES, ExperienceStore, Row
+from r3l.policy import Policies
+from r3l.robot import FloatArray
+
+HOLD_STEPS = 3
+"""Steps for which a random action is held: shorter ones cancel out and move nothing."""
+
+
+class Phases:
+    """Which phase comes next: exploration first, then task and perturbation by their share."""
+
+    def __init__(self, config: PhasesConfig) -> None:
+        self._config = config
+        self.credit = 0.0
+        """Perturbations owed."""
+
+    def next(self, steps: int) -> tuple[str, int]:
+        """Return the phase that begins after `steps` env steps, and its length in env steps."""
+        config = self._config
+        if steps < config.exploration_steps:
+            return "exploration", min(config.task_steps, config.exploration_steps - steps)
+        self.credit += config.perturbation_share
+        if self.credit >= 1.0:
+            self.credit -= 1.0
+            return "perturbation", config.perturbation_steps
+        return "task", config.task_steps
+
+
+@dataclass
+class Episode:
+    """Where the actor is inside the current episode."""
+
+    phase: str
+    length: int
+    step: int = 0
+
+
+class Actor:
+    """Acts on a reset-free environment, one env step per `step`, and stores what it sees.
+
+    `between` runs between episodes (homing, mostly); since it moves the robot, a new segment begins after it.
+    """
+
+    def __init__(
+        self,
+        env: RobotEnv,
+        store: ExperienceStore,
+        policies: Policies,
+        config: PhasesConfig,
+        *,
+        seed: int,
+        between: Callable[[], None] | None,
+    ) -> None:
+        self._env, self._store, self._policies = env, store, policies
+        self._between = between
+        self.phases = Phases(config)
+        self.rng = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps = store.steps()
+        self.segment = store.last()[1]
+        self.segment_step = 0
+        self.episode: Episode | None = None
+        self._held = np.zeros(0, np.float32)
+
+    def step(self) -> Row:
+        """Take one env step and return its stored row."""
+        if self.episode is None:
+            self._begin_episode()
+        assert self.episode is not None
+        action = self._choose(self.episode)
+        observed, _, _, _, info = self._env.step(action)
+        self.segment_step += 1
+        self.steps += 1
+        self.episode.step += 1
+        row = self._keep(observed, info, self.episode.phase)
+        if self.episode.step >= self.episode.length:
+            self.episode = None
+        return row
+
+    def begin_segment(self, phase: str) -> None:
+        """Observe without moving; nothing before joins onto what follows."""
+        observed, info = self._env.reset()
+        self.segment += 1
+        self.segment_step = 0
+        self._policies.begin()
+        self._keep(observed, info | {"requested": np.zeros_like(info["applied"])}, phase)
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return what a new process needs to go on in the same episode: tensors, and JSON values."""
+        tensors = with_prefix("window", self._policies.state())
+        tensors["generator"] = self.generator.get_state()
+        tensors["held"] = torch.from_numpy(self._held)
+        meta = {
+            "steps": self.steps,
+            "segment": self.segment,
+            "segment_step": self.segment_step,
+            "credit": self.phases.credit,
+            "episode": asdict(self.episode) if self.episode else None,
+            "rng": self.rng.bit_generator.state,
+        }
+        return tensors, meta
+
+    def restore(self, tensors: Tensors, meta: dict[str, Any], *, same_segment: bool) -> None:
+        """Go on from `state`. Without `same_segment` (the robot moved on since) a new episode begins.
+
+        Steps and segments are always the store's: it may know more than the checkpoint.
+        """
+        self.generator.set_state(tensors["generator"])
+        self.rng.bit_generator.state = meta["rng"]
+        self.phases.credit = meta["credit"]
+        if same_segment:
+            self._policies.restore(under_prefix("window", tensors))
+            self._held = tensors["held"].numpy()
+            self.segment_step = meta["segment_step"]
+            self.episode = Episode(**meta["episode"]) if meta["episode"] else None
+
+    def _begin_episode(self) -> None:
+        phase, length = self.phases.next(self.steps)
+        self.episode = Episode(phase, length)
+        is_first = self.segment_step == 0
+        if self._between is not None:
+            self._between()
+        if self._between is not None or is_first:
+            self.begin_segment(phase)
+
+    def _choose(self, episode: Episode) -> FloatArray:
+        if episode.phase != "exploration":
+            return self._policies.act(episode.phase, self.generator)
+        if episode.step % HOLD_STEPS == 0:
+            self._held = self.rng.uniform(-1, 1, self._env.action_space.shape).astype(np.float32)
+        return self._held
+
+    def _keep(self, observed: Observed, info: Mapping[str, Any], phase: str) -> Row:
+        joints = observed["proprioception"][: len(info["applied"])]
+        row = Row(
+            segment=self.segment,
+            step=self.segment_step,
+            phase=PHASES.index(phase),
+            image=observed["image"],
+            proprioception=joints,
+            requested=info["requested"],
+            applied=info["applied"],
+            diagnostic=info["diagnostic"],
+            time_s=info["time_s"],
+        )
+        self._store.append(row)
+        self._policies.see(row.image, row.proprioception, row.applied, row.diagnostic)
+        return row

@@ -1,0 +1,357 @@
+"""Goal images: what success looks like, taken by a person's hand or its stand-in on the twin, kept in one folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from r3l.config import UserError, from_dict
+from r3l.robot import CameraSpec, SimulatedRobot
+from r3l.robot import Image as Frame
+from r3l.safety import SafeRobot
+from r3l.task import Task
+
+FORMAT_VERSION = 1
+META, TRAIN, HELD_OUT = "goals.json", "train", "held-out"
+TWIN_SOURCE = "twin stand-in"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+FORMATS = ("PNG", "JPEG", "BMP")
+"""What is decoded, whatever the name says."""
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged files."""
+SMALLEST_SIDE, MOST_PIXELS = 16, 64_000_000
+PLAY_STEPS, PLAY_TRIES = 3, 8
+THUMBNAIL_SIDE, NEAR_LEVELS, FLAT_LEVELS = 16, 1.0, 3.0
+"""Images are near-duplicates below NEAR_LEVELS grey levels of mean difference, and flat below FLAT_LEVELS of spread."""
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GoalsMeta:
+    """The contents of goals.json."""
+
+    version: int
+    task: str
+    robot: str
+    image: tuple[int, ...]
+    """H and W in pixels."""
+    train: int
+    """Number of images to learn from."""
+    held_out: int
+    """Number of images kept for calibration."""
+    source: str
+    """Who took them: TWIN_SOURCE, or the name of the folder they came from."""
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Goal images: `train` [G, H, W, 3] and `held_out` [N, H, W, 3], uint8."""
+
+    train: Images
+    held_out: Images
+    meta: GoalsMeta
+
+
+def collect_on_twin(
+    task: Task,
+    twin: SimulatedRobot,
+    count: int,
+    rng: np.random.Generator,
+    on_progress: Callable[[], None] = lambda: None,
+) -> list[Frame]:
+    """Take `count` goal images [H, W, 3] on a connected twin: the stand-in for a person's hand.
+
+    The fingers play at random where they work, over the object too, so that their pose does not tell a goal image
+    from any other; a try in which they turned the object away is taken again. Reads ground truth, as a hand would.
+    """
+    rig = task.rig
+    robot = SafeRobot(twin, rig.limits, rig.max_step_rad)
+    images = []
+    for state in task.goal_states(count, rng):
+        images.append(_played(task, robot, twin, state, rng))
+        on_progress()
+    return images
+
+
+def _played(
+    task: Task, robot: SafeRobot, twin: SimulatedRobot, state: NDArray[np.float32], rng: np.random.Generator
+) -> Frame:
+    for _ in range(PLAY_TRIES):
+        twin.place(state, rng)
+        robot.forget()
+        target = rng.uniform(robot.spec.lower_rad, robot.spec.upper_rad).astype(np.float32)
+        for _ in range(PLAY_STEPS):
+            robot.command(target)
+            image = robot.observe().image
+        if twin.truth()["error"] <= task.success_error / 2:
+            return image
+    twin.place(state, rng)
+    return twin.observe().image
+
+
+def read_folder(folder: Path, image_shape: tuple[int, int], minimum: int) -> Images:
+    """Read a folder of anyone's images, cropped about the centre and averaged to (H, W): uint8 [N, H, W, 3].
+
+    A folder of our own format gives its training images, then its held-out ones.
+
+    Raises:
+        UserError: the folder or an image cannot be used, or there are fewer than `minimum`.
+    """
+    paths = _image_paths(folder)
+    if not paths:
+        raise UserError(f"{_name(folder)} holds no images; expected {', '.join(SUFFIXES)} files: put them there")
+    _require(len(paths), minimum, folder)
+    return np.stack([_fit(_open_image(path, folder), image_shape) for path in paths])
+
+
+def split(images: Sequence[Frame] | Images, held_out_share: float, rng: np.random.Generator) -> tuple[Images, Images]:
+    """Return shuffled training and held-out images, at least 2 of each.
+
+    Raises:
+        UserError: there are fewer than 4 images.
+    """
+    if len(images) < 4:
+        raise UserError(f"{len(images)} goal images cannot be split; expected at least 4: take more")
+    count = int(np.clip(round(held_out_share * len(images)), 2, len(images) - 2))
+    order = rng.permutation(len(images))
+    stacked = np.stack(list(images))
+    return stacked[order[count:]], stacked[order[:count]]
+
+
+def save_goals(folder: Path, train: Images, held_out: Images, *, task: str, robot: str, source: str) -> None:
+    """Write a folder of goal images, whole or not at all.
+
+    Raises:
+        UserError: the folder exists (it is never overwritten) or cannot be written.
+    """
+    if os.path.lexists(folder):
+        raise UserError(f"{_name(folder)} exists and is never overwritten; choose another folder or move it away")
+    height, width = train.shape[1:3]
+    meta = GoalsMeta(FORMAT_VERSION, task, robot, (height, width), len(train), len(held_out), source)
+    part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, images in ((TRAIN, train), (HELD_OUT, held_out)):
+            (part / name).mkdir()
+            for index, image in enumerate(images):
+                _write(part / name / f"{index:04d}.png", _png(image))
+        _write(part / META, json.dumps(asdict(meta), indent=2).encode())
+        part.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write goal images to {_name(folder)} ({error.strerror or error}); "
+            "choose another folder or free some space"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_goals(folder: Path, camera: CameraSpec, minimum: int) -> Goals:
+    """Read a folder that `save_goals` wrote, for images of `camera`'s size and at least `minimum` in all.
+
+    Raises:
+        UserError: it is missing, damaged, newer than this r3l, of another size, or too small.
+    """
+    _require_folder(folder)
+    meta = _read_meta(folder)
+    expected = (camera.height, camera.width)
+    if meta.image != expected:
+        raise UserError(
+            f"goal images in {_name(folder)} are {_size(meta.image)}, expected the camera's {_size(expected)}; "
+            "take them again, or import the originals anew"
+        )
+    _require(meta.train + meta.held_out, minimum, folder)
+    train = _load_part(folder, TRAIN, meta.train, expected)
+    return Goals(train, _load_part(folder, HELD_OUT, meta.held_out, expected), meta)
+
+
+def variety_warnings(images: Images) -> list[str]:
+    """Return one line for each thing that makes goal images [N, H, W, 3] poor teachers; none where all is well."""
+    count, found = len(images), []
+    identical = count - len({image.tobytes() for image in images})
+    if identical:
+        found.append(f"{identical} of {count} goal images are identical to another one; move the fingers in between")
+    thumbnails = np.stack([_thumbnail(image) for image in images])
+    flat = int((thumbnails.std(axis=1) < FLAT_LEVELS).sum())
+    if flat:
+        found.append(f"{flat} of {count} goal images show next to nothing; look at the lens cap and the light")
+    distinct = _count_distinct(thumbnails)
+    if distinct < count / 2:
+        found.append(
+            f"only {distinct} of {count} goal images differ clearly from each other; vary finger poses and light"
+        )
+    return found
+
+
+def _thumbnail(image: Frame) -> NDArray[np.float32]:
+    small = Image.fromarray(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+    return np.asarray(small, np.float32).reshape(-1)
+
+
+def _count_distinct(thumbnails: NDArray[np.float32]) -> int:
+    """Count images [N, D] that no earlier counted one is a near-duplicate of."""
+    kept = np.empty_like(thumbnails)
+    count = 0
+    for thumbnail in thumbnails:
+        if not (np.abs(kept[:count] - thumbnail).mean(axis=1) < NEAR_LEVELS).any():
+            kept[count] = thumbnail
+            count += 1
+    return count
+
+
+def _name(path: Path) -> str:
+    """Quote a path so that it stays on one line."""
+    return repr(str(path))
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]} px"
+
+
+def _require(count: int, minimum: int, folder: Path) -> None:
+    if count < minimum:
+        raise UserError(f"{_name(folder)} holds {count} goal images, expected at least {minimum}; take more")
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise UserError(f"folder {_name(folder)} does not exist; expected a folder of images: check the path")
+    if not folder.is_dir():
+        raise UserError(f"{_name(folder)} is not a folder; expected a folder of images: pass the one it is in")
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    _require_folder(folder)
+    parts = (TRAIN, HELD_OUT) if (folder / META).exists() else (".",)
+    try:
+        found = [path for part in parts for path in sorted((folder / part).iterdir())]
+    except OSError as error:
+        raise UserError(f"folder {_name(folder)} cannot be read ({error.strerror}); check it and its rights") from error
+    return [
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    ]
+
+
+def _open_image(path: Path, folder: Path) -> Image.Image:
+    """Return a whole, decoded image of a sensible size; UserError names what is wrong with it."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"goal image {_name(path)} is a link out of its folder; expected a file: copy the image there")
+    if not path.is_file():
+        raise UserError(f"goal image {_name(path)} is not a file; expected a PNG, JPEG or BMP image: remove it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+            with image:
+                _require_size(path, image.size)
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path) from error
+    except UNREADABLE as error:
+        reason = "damaged or cut short" if isinstance(error, OSError) and "truncated" in str(error) else "unreadable"
+        raise UserError(
+            f"goal image {_name(path)} is {reason}; expected a whole PNG, JPEG or BMP image: replace or remove it"
+        ) from error
+
+
+def _require_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise _too_large(path)
+    if min(size) < SMALLEST_SIDE:
+        raise UserError(
+            f"goal image {_name(path)} is {width}x{height} px, expected at least {SMALLEST_SIDE} px a side; "
+            "replace or remove it"
+        )
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        f"goal image {_name(path)} is larger than {MOST_PIXELS // 1_000_000} megapixels, expected a camera image; "
+        "shrink or remove it"
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return any image as 8-bit RGB: 16-bit greys scaled, what is transparent on black."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, image_shape: tuple[int, int]) -> Frame:
+    """Crop about the centre to the aspect of (H, W) and average to that size: uint8 [H, W, 3]."""
+    height, width = image_shape
+    scale = min(image.width / width, image.height / height)
+    crop_width, crop_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
+    cropped = image.crop((left, top, left + crop_width, top + crop_height))
+    return np.array(_rgb(cropped).resize((width, height), Image.Resampling.BOX), np.uint8)
+
+
+def _png(image: Frame) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_meta(folder: Path) -> GoalsMeta:
+    try:
+        values: Any = json.loads((folder / META).read_text())
+        version = values["version"]
+    except OSError as error:
+        raise UserError(
+            f"{_name(folder)} has no readable {META}; expected a folder of goal images that r3l wrote: import plain "
+            "images first"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{META} in {_name(folder)} is damaged; restore it from a copy or import its images") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"goal images in {_name(folder)} have format {version!r}, expected {FORMAT_VERSION}; "
+            "use the r3l they are from"
+        )
+    return from_dict(GoalsMeta, values, f"{META}.")
+
+
+def _load_part(folder: Path, part: str, count: int, image_shape: tuple[int, int]) -> Images:
+    images = np.zeros((count, *image_shape, 3), np.uint8)
+    for index in range(count):
+        path = folder / part / f"{index:04d}.png"
+        image = _open_image(path, folder)
+        if (image.height, image.width) != image_shape:
+            raise UserError(
+                f"goal image {_name(path)} is {image.width}x{image.height} px, expected {_size(image_shape)}; "
+                "restore it from a copy or take the goal images again"
+            )
+        images[index] = np.asarray(_rgb(image))
+    return images

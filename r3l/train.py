@@ -1,0 +1,322 @@
+"""Train: build the parts of a run and hand them to the loop; in sync mode actor and learner take turns."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from r3l.actor import Actor
+from r3l.checkpoint import Tensors, load_checkpoint, save_checkpoint, save_tensors, under_prefix, with_prefix
+from r3l.config import UserError
+from r3l.env import RobotEnv
+from r3l.evaluate import Evaluator, TaskPolicy, summarise, verdicts
+from r3l.experience import ExperienceStore
+from r3l.goals import load_goals
+from r3l.jsonl import append_jsonl
+from r3l.judge import Examples, Judge, fit
+from r3l.learner import Learner
+from r3l.metrics import MetricsWriter
+from r3l.networks import channels_first
+from r3l.policy import load_policies
+from r3l.registry import load_robot, load_task
+from r3l.robot import Robot, SimulatedRobot
+from r3l.run import Run
+from r3l.safety import SafeRobot
+from r3l.truth import TruthRecorder
+
+METRICS_EVERY = 250
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for `auto`, `cpu` or `cuda`; UserError when cuda is asked for and absent."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError("device 'cuda' was asked for and torch finds none; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+
+
+class Watcher(Protocol):
+    """Something that watches a run; the loop does not know what it does."""
+
+    def on_step(self, step: int) -> None:
+        """Called after each env step and its updates."""
+        ...
+
+    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Called with the metrics of some updates."""
+        ...
+
+
+class Training:
+    """The parts of a run in sync mode, built in one place. Use as a context manager: leaving it relaxes the robot."""
+
+    def __init__(self, run: Run, stack: ExitStack) -> None:
+        config = run.config
+        self.run, self.config = run, config
+        self.device = pick_device(config.device)
+        self.task = load_task(config.task)
+        rig = self.task.rig
+        self.goals = load_goals(run.goals, rig.camera, self.task.minimum_goals)
+        self.robot = load_robot(config.robot, self.task, diagnostic=config.reads_truth)
+        self.safe = SafeRobot(self.robot, rig.limits, rig.max_step_rad)
+        self.store = ExperienceStore(run.experience, (rig.camera.height, rig.camera.width, 3))
+        stack.callback(self.store.close)
+        if isinstance(self.robot, SimulatedRobot):
+            recorder = TruthRecorder(run.truth)
+            stack.callback(recorder.close)
+            self.robot.on_period = recorder.record
+        self.env = RobotEnv(self.safe)
+        stack.callback(self.env.close)
+        self.learner = Learner(
+            config,
+            self.robot.spec,
+            channels_first(self.goals.train),
+            device=self.device,
+            true_reward=self.task.true_reward if config.reads_truth else None,
+        )
+        self.rng = np.random.default_rng(config.seed)
+        """Draws where diagnostic resets place the object."""
+        self.actor = Actor(
+            self.env,
+            self.store,
+            self.learner.policies(),
+            config.phases,
+            seed=config.seed,
+            between=self._between(),
+        )
+        self.env.reset()
+
+    def _between(self) -> Callable[[], None] | None:
+        phases, home_rad = self.config.phases, self.task.rig.home_rad
+        if phases.between == "nothing":
+            return None
+        if phases.between == "home":
+            return lambda: move_home(self.safe, home_rad, phases.homing_steps)
+        robot = self.robot
+        if not isinstance(robot, SimulatedRobot):
+            raise UserError(f"phases.between 'diagnostic-reset' needs a simulated robot, {self.config.robot!r} is none")
+
+        def place() -> None:
+            robot.place(self.task.random_states(1, self.rng)[0], self.rng)
+            self.safe.forget()
+
+        return place
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that a new process needs to go on."""
+        tensors, meta = self.learner.state()
+        actor_tensors, actor_meta = self.actor.state()
+        tensors |= with_prefix("actor", actor_tensors)
+        if isinstance(self.robot, SimulatedRobot):
+            tensors["world"] = torch.frombuffer(bytearray(self.robot.save_world()), dtype=torch.uint8)
+        everything: dict[str, Any] = {"learner": meta, "actor": actor_meta, "env": self.env.state()}
+        everything["rng"] = self.rng.bit_generator.state
+        save_checkpoint(self.run.checkpoints, self.actor.steps, tensors, everything, keep=self.config.keep_checkpoints)
+
+    def restore(self) -> None:
+        """Go on from the newest good checkpoint, if there is one; steps stored after it are learned from again."""
+        found = load_checkpoint(self.run.checkpoints, self._warn)
+        if found is not None:
+            self._restore(*found)
+        self.learner.follow(self.store)
+
+    def _restore(self, tensors: Tensors, meta: dict[str, Any]) -> None:
+        self.learner.restore(tensors, meta["learner"], self.store)
+        is_same = False
+        if isinstance(self.robot, SimulatedRobot):
+            self.robot.restore_world(tensors["world"].numpy().tobytes())
+            is_same = self.store.last()[0] == self.learner.sequence
+        if is_same:
+            self.env.restore(meta["env"])
+        else:
+            self.safe.forget()
+        self.actor.restore(under_prefix("actor", tensors), meta["actor"], same_segment=is_same)
+        self.rng.bit_generator.state = meta["rng"]
+
+    def publish(self) -> int:
+        """Write the weights that act at this step; return the step."""
+        self.run.weights.mkdir(exist_ok=True)
+        save_tensors(self.run.snapshot_path(self.actor.steps), self.learner.weights(), {"step": self.actor.steps})
+        return self.actor.steps
+
+    def _warn(self, message: str) -> None:
+        self.run.event("checkpoint", message)
+        tqdm.write(f"warning: {message}")
+
+
+def move_home(robot: Robot, home_rad: np.ndarray[Any, Any], periods: int) -> None:
+    """Move the fingers home by script; the object is never touched on purpose."""
+    for _ in range(periods):
+        robot.command(home_rad)
+        robot.observe()
+
+
+class Curves:
+    """Watches a run: publishes weights, evaluates them in a second simulated robot, keeps the success curve."""
+
+    def __init__(self, training: Training, metrics: MetricsWriter) -> None:
+        self._training, self._metrics = training, metrics
+        self._every = training.config.evaluate_every
+        self._evaluator: Evaluator | None = None
+        if self._every and isinstance(training.robot, SimulatedRobot):
+            twin = load_robot(training.config.robot, training.task, diagnostic=training.config.reads_truth)
+            assert isinstance(twin, SimulatedRobot)
+            self._evaluator = Evaluator(training.task, twin)
+
+    def on_step(self, step: int) -> None:
+        """Publish and evaluate when it is time."""
+        if self._every and step % self._every == 0:
+            self.evaluate()
+
+    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Nothing to keep."""
+
+    def evaluate(self) -> None:
+        """Publish the weights and evaluate the published file."""
+        training = self._training
+        step = training.publish()
+        if self._evaluator is None:
+            return
+        weights = training.run.read_weights(step)
+        policies = load_policies(training.config, training.robot.spec, weights, training.device)
+        episodes = self._evaluator.run(TaskPolicy(policies))
+        judged = None
+        if training.run.judge.exists():
+            judged = verdicts(Judge.load(training.run.judge), episodes)
+        summary = summarise(episodes, judged)
+        append_jsonl(training.run.evaluations, {"step": step} | summary)
+        shown = {"evaluation/success": summary["success"], "evaluation/error": summary["median_final_error"]}
+        if judged is not None:
+            shown["evaluation/judged_success"] = float(np.mean(judged))
+        self._metrics.write(step, shown)
+        tqdm.write(f"step {step}: success {summary['success']:.2f} from {len(episodes)} starts")
+
+    def close(self) -> None:
+        """Release the second robot."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+
+
+class Numbers:
+    """Watches a run: metrics of updates, the reward of the newest steps, the safety counters, a progress bar."""
+
+    def __init__(self, training: Training, metrics: MetricsWriter, bar: tqdm[Any]) -> None:
+        self._training, self._metrics, self._bar = training, metrics, bar
+
+    def on_step(self, step: int) -> None:
+        """Move the bar; now and then write the numbers."""
+        self._bar.update(step - self._bar.n)
+        if step % METRICS_EVERY == 0:
+            counts = {f"safety/{name}": float(count) for name, count in self._training.safe.counts().items()}
+            self._metrics.add(counts | self._training.learner.reward_check())
+        self._metrics.on_step(step)
+
+    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Take in metrics."""
+        self._metrics.add(metrics)
+
+
+class Checkpoints:
+    """Watches a run: writes a checkpoint at the configured steps."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+
+    def on_step(self, step: int) -> None:
+        """Save when it is time."""
+        if step % self._training.config.checkpoint_every == 0:
+            self._training.save()
+
+    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Nothing to keep."""
+
+
+def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], bool]) -> None:
+    """Take turns until the configured number of env steps: act, follow, pretrain once, update what is owed."""
+    actor, learner, config = training.actor, training.learner, training.config
+    while not is_stopped():
+        if not learner.is_pretrained and learner.steps >= config.phases.exploration_steps:
+            pretrain(training, watchers)
+        while learner.owed() > 0 and not is_stopped():
+            metrics = learner.update()
+            if learner.updates % 10 == 0:
+                for watcher in watchers:
+                    watcher.on_update(metrics)
+        if actor.steps >= config.steps or is_stopped():
+            break
+        actor.step()
+        learner.follow(training.store)
+        for watcher in watchers:
+            watcher.on_step(actor.steps)
+
+
+def pretrain(training: Training, watchers: list[Watcher]) -> None:
+    """Fit encoder, judge and classifier on what exploration saw."""
+    with tqdm(total=1, desc="encoder", unit="update", leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done + 1 - bar.n)
+
+        metrics = training.learner.pretrain(show)
+    for watcher in watchers:
+        watcher.on_update(metrics)
+    if not training.run.judge.exists():
+        seen = training.learner.exploration_images()
+        exploration = Examples(*torch.tensor_split(seen, [len(seen) * 4 // 5]))
+        goals = Examples(channels_first(training.goals.train), channels_first(training.goals.held_out))
+        fit(goals, exploration, torch.Generator().manual_seed(training.config.seed)).save(training.run.judge)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one interrupts."""
+    stopped = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped:
+            raise KeyboardInterrupt
+        stopped = True
+        tqdm.write("stopping after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(run: Run) -> bool:
+    """Run or resume `run` up to its configured steps; return whether it got there (False: stopped by a signal).
+
+    The robot is relaxed and the store synced however this ends; a stop by signal writes a checkpoint first.
+    """
+    with run.lock(), stop_on_signal() as is_stopped, ExitStack() as stack:
+        training = Training(run, stack)
+        training.restore()
+        start = training.actor.steps
+        run.event("start", f"at step {start} of {run.config.steps}")
+        metrics = MetricsWriter(run.metrics, run.tensorboard, METRICS_EVERY)
+        stack.callback(metrics.close)
+        curves = Curves(training, metrics)
+        stack.callback(curves.close)
+        bar = stack.enter_context(tqdm(total=run.config.steps, initial=start, unit="step", desc=run.folder.name))
+        if start == 0:
+            curves.evaluate()
+        watchers: list[Watcher] = [Numbers(training, metrics, bar), curves, Checkpoints(training)]
+        loop(training, watchers, is_stopped)
+        training.save()
+        training.publish()
+        is_done = training.actor.steps >= run.config.steps
+        run.event("end" if is_done else "stop", f"at step {training.actor.steps}; safety {training.safe.counts()}")
+        return is_done
