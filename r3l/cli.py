@@ -1,0 +1,423 @@
+"""The `r3l` command: what a person types. Bad input ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from r3l.checkpoint import CheckpointError
+from r3l.config import PRESETS, VARIANTS, Config, UserError, from_dict, nearest, to_dict
+from r3l.experience import StoreError
+from r3l.robot import RobotError
+from r3l.run import Run, free_name, read_config
+
+
+@dataclass(frozen=True)
+class GoalsCommand:
+    """Collect goal images: pictures of success, the only thing R3L is told about a task.
+
+    On the twin a stand-in for the person's hand places the object at the goal, with the fingers in random poses so
+    that they tell nothing. With --from-folder your own pictures are used: take them with the robot's camera, fixed,
+    and move the fingers between shots.
+    """
+
+    task: tyro.conf.Positional[str]
+    """Task to collect for; `r3l tasks` lists them."""
+    count: int = 250
+    """Images to collect on the twin."""
+    out: Path | None = None
+    """Folder to write; goals/TASK by default. An existing one is never overwritten."""
+    from_folder: Path | None = None
+    """Take the images of this folder instead (png, jpg, bmp)."""
+    held_out: float = 0.2
+    """Share of the images kept out of training, to watch for overfitting and to calibrate the judge."""
+    robot: str = "twin"
+    """Robot to collect on; `r3l robots` lists them."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train unattended from goal images: no resets, no reward function, nobody in the room.
+
+    The run directory holds everything. Ctrl-C stops after the current step, with the robot relaxed and a checkpoint
+    written; --resume goes on from there. Before the first action a pre-flight check says what to expect.
+    """
+
+    task: tyro.conf.Positional[str | None] = None
+    """Task to learn; not with --resume."""
+    steps: int | None = None
+    """Env steps of the run (25000 by default: 42 minutes of robot time at 10 Hz)."""
+    name: str | None = None
+    """Name of the run directory below runs/; TASK-1, TASK-2, … by default."""
+    goals: Path | None = None
+    """Goal folder made by `r3l goals`; goals/TASK by default."""
+    resume: Path | None = None
+    """Go on with this run directory instead of beginning one; --steps may extend it."""
+    check: bool = False
+    """Only print the pre-flight check."""
+    preset: str = "default"
+    """Settings to start from: default, or paper (like the authors' code)."""
+    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Change the preset: no-perturbation, pixels; or, reading ground truth to find out why something does not learn:
+    diagnostic-true-reward, diagnostic-true-state, diagnostic-resets."""
+    config: Path | None = None
+    """TOML file (or a run's config.json) whose keys override the preset; `r3l config` prints all keys."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Override one key, for example --set sac.batch_size=256."""
+    robot: str | None = None
+    """Robot to train on; `r3l robots` lists them."""
+    seed: int | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where the networks live."""
+    runs: Path = Path("runs")
+    """Folder that holds the run directories."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a run's task policy from the task's start states, beside doing nothing and acting at random.
+
+    Prints success with its 95% interval, the final error, steps to success, and how far the judge, which sees only
+    images, agrees with the ground truth. Changes nothing that the run trains on.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    step: int | None = None
+    """Published weights to evaluate; the newest by default."""
+    episodes: int = 24
+    """Start states."""
+    seed: int = 0
+    """Of the start states and finger poses."""
+    baselines: bool = True
+    """Also evaluate the do-nothing and the random policy."""
+    out: Path | None = None
+    """Folder for evaluation.json and the film strips; RUN/evaluation by default, replaced when it exists."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained HTML page about a run: curves, films, reconstructions, rewards, coverage, settings."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: Path | None = None
+    """File to write; RUN/report.html by default."""
+
+
+@dataclass(frozen=True)
+class ConfigCommand:
+    """Print every config key with its value, as JSON that --config takes."""
+
+    preset: str = "default"
+    """default or paper."""
+    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Variants to apply."""
+
+
+@dataclass(frozen=True)
+class TasksCommand:
+    """List the installed tasks."""
+
+
+@dataclass(frozen=True)
+class RobotsCommand:
+    """List the installed robots."""
+
+
+Command = (
+    Annotated[GoalsCommand, tyro.conf.subcommand("goals")]
+    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
+    | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
+    | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]
+)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
+
+Three steps: `r3l goals TASK`, `r3l train TASK`, `r3l evaluate runs/NAME`; then `r3l report runs/NAME`.
+`r3l COMMAND --help` explains each."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    tune_process()
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        return COMMANDS[type(command)](command)
+    except (UserError, CheckpointError, StoreError, RobotError) as error:
+        print("r3l: " + " ".join(str(error).split("\n")), file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our output, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("r3l: stopped; nothing acknowledged is lost", file=sys.stderr)
+        return 130
+
+
+def tune_process() -> None:
+    """One thread for torch, and memory that is kept instead of given back to the system after each product.
+
+    glibc returns blocks above 128 KiB at once and takes page faults to get them again: a third of a small network's
+    update. Where there is no glibc this does nothing.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Return the command's dataclass; UserError in one line where tyro would draw a box."""
+    arguments = list(arguments) or ["--help"]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Command, prog="r3l", description=DESCRIPTION, args=arguments)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_one_line(complaint.getvalue(), arguments)) from end
+
+
+def _one_line(boxed: str, arguments: Sequence[str]) -> str:
+    """Fold a drawn error box into one line that ends with where help is."""
+    words = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{3,}|(?<!\S)[|+](?!\S)", " ", boxed)
+    text = " ".join(words.split()) or "the command line cannot be read"
+    names = {kind.__name__.removesuffix("Command").lower(): kind for kind in COMMANDS}
+    first = next((word for word in arguments if not word.startswith("-")), "")
+    if first not in names:
+        known = nearest(first, names) if first else f"expected one of {', '.join(sorted(names))}"
+        return f"unknown command {first or arguments[0]!r}; {known}; see r3l --help"
+    text = re.split(r"\s+(?:For full helptext|Argument helptext:|Got errors:)", text)[0]
+    text = re.sub(r"^(?:(?:Parsing|Value) error|Missing argument|Invalid choice|Required options) ", "", text)
+    unknown = re.match(r"Unrecognized options.*?: (-\S+?),?(?:\s|$)", text)
+    if unknown:
+        options = [f"--{field.name.replace('_', '-')}" for field in fields(names[first])]
+        text = f"unknown option {unknown[1]!r}; {nearest(unknown[1], options)}"
+    text = re.sub(r"^Unrecognized options.*?: (.*)", r"not understood: \1", text)
+    return f"{text.rstrip('.')}; see r3l {first} --help"
+
+
+def goals(command: GoalsCommand) -> int:
+    """Collect goal images into a folder."""
+    from r3l.goals import collect_on_twin, read_folder, save_goals, split, variety_warnings
+    from r3l.registry import load_robot, load_task
+    from r3l.robot import SimulatedRobot
+
+    task = load_task(command.task)
+    out = command.out or Path("goals") / task.name
+    if out.exists():
+        raise UserError(f"goal folder {out} exists and is never overwritten; remove it, or choose another --out")
+    camera = task.rig.camera
+    rng = np.random.default_rng(command.seed)
+    if command.from_folder is not None:
+        images = read_folder(command.from_folder, (camera.height, camera.width), task.minimum_goals)
+        source = command.from_folder.name
+    else:
+        robot = load_robot(command.robot, task)
+        if not isinstance(robot, SimulatedRobot):
+            raise UserError(f"robot {command.robot!r} is not simulated: take pictures, then use --from-folder DIR")
+        if command.count < task.minimum_goals:
+            raise UserError(f"--count {command.count} is too few goal images, expected {task.minimum_goals} or more")
+        with robot, tqdm(total=command.count, unit="image", desc="goal images") as bar:
+            images = np.stack(collect_on_twin(task, robot, command.count, rng, lambda: bar.update() and None))
+        source = "twin stand-in"
+    for warning in variety_warnings(images):
+        print(f"warning: {warning}")
+    train_images, held_out = split(images, command.held_out, rng)
+    save_goals(out, train_images, held_out, task=task.name, robot=command.robot, source=source)
+    print(f"{len(train_images)} goal images for training and {len(held_out)} held out are in {out}")
+    print(f"next: r3l train {task.name}")
+    return 0
+
+
+def resolve(command: TrainCommand) -> Config:
+    """Return the config of a new run: preset, variants, config file, --set, then the plain options."""
+    if command.task is None:
+        raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
+    values = to_dict(_preset(command.preset, command.variant))
+    if command.config is not None:
+        _merge(values, read_config(command.config), "")
+    for item in command.set:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise UserError(f"--set {item!r} has no value; expected KEY=VALUE, for example sac.batch_size=256")
+        change: Any = _plain(text)
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        _merge(values, change, "")
+    config = from_dict(Config, values)
+    given = {name: getattr(command, name) for name in ("task", "steps", "robot", "seed", "device")}
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def reopen(command: TrainCommand) -> Run:
+    """Open the run that --resume names, which nobody uses, with --steps not yet saved; the rest of it is decided."""
+    assert command.resume is not None
+    fresh = TrainCommand(resume=command.resume, steps=command.steps, check=command.check, runs=command.runs)
+    for field in fields(TrainCommand):
+        if getattr(command, field.name) != getattr(fresh, field.name):
+            raise UserError(f"a resumed run keeps its {field.name}: --resume goes with --steps and --check alone")
+    run = Run.open(command.resume)
+    steps = run.config.steps if command.steps is None else command.steps
+    longer = Run(run.folder, replace(run.config, steps=steps))
+    with longer.lock():
+        return longer
+
+
+def _preset(preset: str, variants: Sequence[str]) -> Config:
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
+    config = PRESETS[preset]()
+    for name in variants:
+        if name not in VARIANTS:
+            raise UserError(f"unknown variant {name!r}; {nearest(name, VARIANTS)}")
+        config = VARIANTS[name](config)
+    return config
+
+
+def _merge(values: dict[str, Any], change: dict[str, Any], where: str) -> None:
+    for key, value in change.items():
+        if key not in values:
+            raise UserError(f"unknown config key {where + key!r}; {nearest(key, values)}")
+        if isinstance(values[key], dict) and isinstance(value, dict):
+            _merge(values[key], value, f"{where}{key}.")
+        else:
+            values[key] = value
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def train(command: TrainCommand) -> int:
+    """Begin or resume a run."""
+    from r3l import preflight
+    from r3l.goals import load_goals
+    from r3l.registry import load_task
+    from r3l.train import pick_device
+    from r3l.train import train as run_training
+
+    if command.resume is not None:
+        run = reopen(command)
+        folder, config, goal_folder = run.folder, run.config, run.goals
+    else:
+        config = resolve(command)
+        folder = command.runs / command.name if command.name else free_name(command.runs, config.task)
+        goal_folder = command.goals or Path("goals") / config.task
+    task = load_task(config.task)
+    pick_device(config.device)
+    if command.resume is None and not command.check and folder.exists():
+        Run.create(folder, config)  # says that it exists
+    if not goal_folder.exists():
+        raise UserError(
+            f"goal folder {goal_folder} is missing; make it with r3l goals {config.task}, or name --goals DIR"
+        )
+    found = preflight.check(config, task, load_goals(goal_folder, task.rig.camera, task.minimum_goals), folder)
+    print("\n".join(found.lines))
+    if config.reads_truth:
+        print("diagnostic run: it reads the twin's ground truth")
+    preflight.require(found)
+    if command.check:
+        print("nothing was started: --check")
+        return 0
+    if command.resume is None:
+        run = Run.create(folder, config)
+        run.keep_goals(goal_folder)
+    elif command.steps is not None:
+        run = run.extended(command.steps)
+    print(f"run directory: {folder}")
+    if not run_training(run):
+        print(f"stopped; go on with: r3l train --resume {folder}")
+        return 130
+    print(f"done; next: r3l evaluate {folder}; r3l report {folder}")
+    return 0
+
+
+def evaluate(command: EvaluateCommand) -> int:
+    """Evaluate a run and print what was found."""
+    from r3l.evaluate import evaluate_run
+
+    if command.episodes < 1:
+        raise UserError(f"--episodes is {command.episodes}, expected 1 or more")
+    run = Run.open(command.run)
+    step = run.newest_snapshot() if command.step is None else command.step
+    evaluate_run(
+        run,
+        step,
+        count=command.episodes,
+        seed=command.seed,
+        baselines=command.baselines,
+        out=command.out or run.folder / "evaluation",
+    )
+    return 0
+
+
+def report(command: ReportCommand) -> int:
+    """Write the report of a run."""
+    from r3l.report import write_report
+
+    run = Run.open(command.run)
+    path = command.out or run.report
+    write_report(run, path)
+    print(f"report: {path}")
+    return 0
+
+
+def config(command: ConfigCommand) -> int:
+    """Print a config."""
+    print(json.dumps(to_dict(_preset(command.preset, command.variant)), indent=2))
+    return 0
+
+
+def tasks(command: TasksCommand) -> int:
+    """List tasks."""
+    from r3l.registry import load_task, task_names
+
+    for name in task_names():
+        print(f"{name:16} {load_task(name).description}")
+    return 0
+
+
+def robots(command: RobotsCommand) -> int:
+    """List robots."""
+    from r3l.registry import robot_names
+
+    for name in robot_names():
+        print(name)
+    return 0
+
+
+COMMANDS: dict[type, Callable[[Any], int]] = {
+    GoalsCommand: goals,
+    TrainCommand: train,
+    EvaluateCommand: evaluate,
+    ReportCommand: report,
+    ConfigCommand: config,
+    TasksCommand: tasks,
+    RobotsCommand: robots,
+}
