@@ -1,0 +1,141 @@
+"""What all tests share: one torch thread, reproducible examples, a row of experience, a tiny run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from r3l.classifier import ClassifierConfig
+from r3l.config import Config, PhasesConfig
+from r3l.experience import PHASES, ExperienceStore, Row
+from r3l.goals import save_goals
+from r3l.judge import Examples, JudgeConfig, fit
+from r3l.networks import channels_first
+from r3l.novelty import NoveltyConfig
+from r3l.registry import load_robot, load_task
+from r3l.robot import SimulatedRobot
+from r3l.run import Run
+from r3l.sac import SACConfig
+from r3l.vae import VAEConfig
+
+torch.set_num_threads(1)
+os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile("r3l", deadline=None, database=None, derandomize=True, max_examples=60)
+settings.load_profile("r3l")
+
+
+def make_row(
+    number: int = 0,
+    *,
+    segment: int = 0,
+    step: int = 0,
+    phase: str = "task",
+    actions: int = 3,
+    side: int = 8,
+    diagnostics: int = 0,
+) -> Row:
+    """Return a row whose arrays all follow from `number`, so that a test can tell rows apart."""
+    rng = np.random.default_rng(number)
+    return Row(
+        segment=segment,
+        step=step,
+        phase=PHASES.index(phase),
+        image=rng.integers(0, 256, (side, side, 3), np.uint8),
+        proprioception=np.full(actions, number, np.float32),
+        requested=rng.uniform(-1, 1, actions).astype(np.float32),
+        applied=rng.uniform(-1, 1, actions).astype(np.float32),
+        diagnostic=rng.normal(size=diagnostics).astype(np.float32),
+        time_s=number / 10,
+    )
+
+
+TINY = Config(
+    robot="fake",
+    steps=120,
+    device="cpu",
+    window=2,
+    update_ratio=1.0,
+    evaluate_every=0,
+    checkpoint_every=1000,
+    keep_checkpoints=3,
+    replay_capacity=1000,
+    phases=PhasesConfig(
+        exploration_steps=60,
+        task_steps=20,
+        perturbation_steps=10,
+        perturbation_share=0.5,
+        between="home",
+        homing_steps=2,
+    ),
+    vae=VAEConfig(latent_size=4, image_size=16, batch_size=16, pretrain_updates=5, update_every=0),
+    sac=SACConfig(hidden=(32, 32), batch_size=16, horizon=3),
+    novelty=NoveltyConfig(hidden=16, embedding=8, batch_size=16, update_every=1),
+    classifier=ClassifierConfig(hidden=16, batch_size=16, pretrain_updates=5, update_every=5),
+)
+"""A run of seconds; every setting that a test could depend on is named."""
+
+
+def tiny(*, phases: dict[str, Any] | None = None, **changes: Any) -> Config:
+    """Return TINY with changes."""
+    return replace(TINY, phases=replace(TINY.phases, **(phases or {})), **changes)
+
+
+RunMaker = Callable[..., Run]
+"""make_run(folder, config) returns a new run with goals, and with a judge so that none is fitted."""
+
+
+@pytest.fixture(scope="session")
+def goal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Goal images of the fake robot, in a folder of our own format."""
+    task = load_task("valve")
+    robot = load_robot("fake", task)
+    assert isinstance(robot, SimulatedRobot)
+    images = []
+    with robot:
+        for state in task.goal_states(24, np.random.default_rng(0)):
+            robot.place(state)
+            images.append(robot.observe().image)
+    folder = tmp_path_factory.mktemp("goals") / "valve"
+    save_goals(folder, np.stack(images[:20]), np.stack(images[20:]), task="valve", robot="fake", source="test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge of noise, fitted in no time: for runs in which none matters."""
+    images = channels_first(np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8))
+    examples = Examples(images[:8], images[8:])
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    fit(examples, examples, torch.Generator().manual_seed(0), JudgeConfig(updates=2, batch_size=4)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_run(goal_folder: Path, judge_file: Path) -> RunMaker:
+    """Return what makes a new run that is ready to train."""
+
+    def make(folder: Path, config: Config) -> Run:
+        run = Run.create(folder, config)
+        run.keep_goals(goal_folder)
+        shutil.copy(judge_file, run.judge)
+        return run
+
+    return make
+
+
+def stored(run: Run) -> list[Row]:
+    """Return all rows of a run's experience store."""
+    camera = load_task(run.config.task).rig.camera
+    store = ExperienceStore(run.experience, (camera.height, camera.width, 3))
+    rows = list(store.rows())
+    store.close()
+    return rows

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from r3l.config import PRESETS, RANGES, VARIANTS, Config, UserError, from_dict, nearest, to_dict
+
+
+def variant_of(preset: str, variant: str | None) -> Config:
+    config = PRESETS[preset]()
+    return VARIANTS[variant](config) if variant else config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("variant", [None, *sorted(VARIANTS)])
+def test_every_config_survives_the_way_to_json_and_back(preset: str, variant: str | None) -> None:
+    config = variant_of(preset, variant)
+    assert from_dict(Config, to_dict(config)) == config
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_read_no_truth(preset: str) -> None:
+    assert not variant_of(preset, None).reads_truth
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_variants_that_read_truth_say_diagnostic_and_no_others(preset: str, variant: str) -> None:
+    assert variant_of(preset, variant).reads_truth == ("diagnostic" in variant)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_a_variant_changes_something_and_only_once(preset: str, variant: str) -> None:
+    once = variant_of(preset, variant)
+    assert once != variant_of(preset, None)
+    assert VARIANTS[variant](once) == once
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    config = from_dict(Config, {"steps": 7, "phases": {"task_steps": 3}})
+    assert (config.steps, config.phases.task_steps) == (7, 3)
+    assert config.phases.homing_steps == Config().phases.homing_steps
+    assert from_dict(Config, {}) == Config()
+
+
+def test_whole_numbers_are_taken_for_floats_and_lists_for_tuples() -> None:
+    config = from_dict(Config, {"update_ratio": 2, "sac": {"hidden": [8, 9]}})
+    assert config.update_ratio == 2.0
+    assert isinstance(config.update_ratio, float)
+    assert config.sac.hidden == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step": 7}, r"unknown config key 'step'; did you mean 'steps'\?"),
+        ({"sac": {"discont": 0.9}}, r"unknown config key 'sac\.discont'; did you mean 'discount'\?"),
+        ({"vae": {"xyzzy": 1}}, r"unknown config key 'vae\.xyzzy'; known: batch_size, beta"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_dict(Config, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "many"}, "'steps' is 'many', expected int"),
+        ({"steps": 1.5}, "'steps' is 1.5, expected int"),
+        ({"steps": True}, "'steps' is True, expected int"),
+        ({"steps": None}, "'steps' is None, expected int"),
+        ({"update_ratio": True}, "'update_ratio' is True, expected float"),
+        ({"update_ratio": "1"}, "'update_ratio' is '1', expected float"),
+        ({"update_acting_only": 1}, "'update_acting_only' is 1, expected bool"),
+        ({"task": 3}, "'task' is 3, expected str"),
+        ({"state": "words"}, "'state' is 'words', expected one of 'latent', 'pixels'"),
+        ({"state": ["latent"]}, "'state' is .*, expected one of"),
+        ({"sac": 3}, "'sac' is 3, expected a table"),
+        ({"sac": {"hidden": 8}}, r"'sac\.hidden' is 8, expected"),
+        ({"sac": {"hidden": [8, "9"]}}, r"'sac\.hidden' is '9', expected int"),
+        ({"phases": {"between": "sleep"}}, r"'phases\.between' is 'sleep', expected one of 'home'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_key_and_what_is_expected(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_dict(Config, values)
+
+
+def test_a_missing_key_is_named() -> None:
+    from r3l.task import Rig
+
+    with pytest.raises(UserError, match=r"config key 'rig\.control_hz' is missing"):
+        from_dict(Rig, {}, "rig.")
+
+
+def test_the_nearest_name_is_hinted_or_all_are_listed() -> None:
+    assert nearest("vavle", ["valve", "beads"]) == "did you mean 'valve'?"
+    assert nearest("q", ["valve", "beads"]) == "known: beads, valve"
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_a_number_outside_its_range_is_named(key: str) -> None:
+    values = to_dict(Config())
+    *tables, name = key.split(".")
+    table = values
+    for part in tables:
+        table = table[part]
+    whole = isinstance(table[name], int)
+    table[name] = RANGES[key][0] - 1 if whole else math.nan
+    with pytest.raises(UserError, match=f"{key}.* expected"):
+        from_dict(Config, values)
+
+
+def test_every_number_has_a_range() -> None:
+    def numbers(values: dict[str, Any], where: str) -> set[str]:
+        found: set[str] = set()
+        for name, value in values.items():
+            if isinstance(value, dict):
+                found |= numbers(value, f"{where}{name}.")
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found.add(where + name)
+        return found
+
+    assert numbers(to_dict(Config()), "") == set(RANGES) | {"seed"}

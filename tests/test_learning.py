@@ -1,0 +1,45 @@
+"""Learning on the twin, minutes each: CI runs them, the default suite does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r3l.config import VARIANTS, Config
+from r3l.goals import collect_on_twin, save_goals, split
+from r3l.jsonl import read_jsonl
+from r3l.registry import load_robot, load_task
+from r3l.robot import SimulatedRobot
+from r3l.run import Run
+from r3l.train import train
+
+pytestmark = pytest.mark.slow
+
+
+def successes(folder: Path, config: Config) -> list[float]:
+    """Train on goal images from the twin's stand-in; return the success of each evaluation."""
+    task, rng = load_task("valve"), np.random.default_rng(0)
+    twin = load_robot("twin", task)
+    assert isinstance(twin, SimulatedRobot)
+    with twin:
+        images = np.stack(collect_on_twin(task, twin, 250, rng))
+    run = Run.create(folder / "run", replace(config, seed=3, device="cpu"))
+    save_goals(run.goals, *split(images, 0.2, rng), task="valve", robot="twin", source="test")
+    assert train(run)
+    return [evaluation["success"] for evaluation in read_jsonl(run.evaluations)]
+
+
+def test_the_true_state_with_resets_is_learned(tmp_path: Path) -> None:
+    config = VARIANTS["diagnostic-resets"](Config(steps=10_000, evaluate_every=5_000))
+    curve = successes(tmp_path, config)
+    assert curve[0] <= 0.2
+    assert curve[-1] >= 0.6
+
+
+def test_the_whole_loop_learns_from_goal_images_without_resets(tmp_path: Path) -> None:
+    curve = successes(tmp_path, Config(steps=10_000, evaluate_every=2_500))
+    assert curve[0] <= 0.2
+    assert max(curve[-2:]) >= 0.3

@@ -1,0 +1,163 @@
+"""What gets installed, what the core imports, and what no file may do."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import r3l
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for folder in ("r3l", "hardware", "tasks") for path in (ROOT / folder).rglob("*.py"))
+BLOCKED_IN_THE_CORE = ("pybullet", "pybullet_utils", "serial", "cv2", "dynamixel_sdk", "starlette", "uvicorn")
+PICKLES = ("pickle", "cPickle", "dill", "joblib", "shelve", "marshal")
+IMPORT_ALL = """
+import sys, importlib
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED or name.startswith(("r3l.hardware", "r3l.tasks")):
+            raise ImportError(f"the core imports {name}")
+
+sys.meta_path.insert(0, Blocker())
+for name in MODULES:
+    importlib.import_module(name)
+print("imported", len(MODULES))
+"""
+
+
+def project() -> dict[str, object]:
+    found: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return found
+
+
+def setuptools() -> dict[str, dict[str, object]]:
+    tool = project()["tool"]
+    assert isinstance(tool, dict)
+    found: dict[str, dict[str, object]] = tool["setuptools"]
+    return found
+
+
+def folders() -> dict[str, Path]:
+    """Return every folder with Python modules by the package it is installed as."""
+    found = {}
+    for top, package in (("r3l", "r3l"), ("hardware", "r3l.hardware"), ("tasks", "r3l.tasks")):
+        for folder in sorted({path.parent for path in (ROOT / top).rglob("*.py")}):
+            below = folder.relative_to(ROOT / top).parts
+            found[".".join((package, *below))] = folder
+    return found
+
+
+def test_the_package_list_is_what_is_on_the_disk() -> None:
+    assert set(setuptools()["packages"]) == set(folders())
+    assert all((folder / "__init__.py").exists() for folder in folders().values())
+
+
+def test_packages_map_to_their_folders() -> None:
+    mapped = setuptools()["package-dir"]
+    for package, folder in folders().items():
+        # setuptools takes the longest mapped name that the package is or lies below; "r3l" is its own folder.
+        name = max((each for each in mapped if f"{package}.".startswith(f"{each}.")), key=len, default="")
+        below = package.removeprefix(name).strip(".").split(".")
+        assert folder == Path(ROOT, str(mapped.get(name, "")), *below)
+
+
+def test_every_file_that_is_not_python_is_packaged() -> None:
+    patterns = setuptools()["package-data"]
+    for package, folder in folders().items():
+        files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")]
+        listed = patterns.get(package, [])
+        assert isinstance(listed, list)
+        left_out = [path.name for path in files if not any(fnmatch.fnmatch(path.name, pattern) for pattern in listed)]
+        assert not left_out, f"{package} needs {left_out}: add them to package-data"
+
+
+def test_the_version_is_one() -> None:
+    table = project()["project"]
+    assert isinstance(table, dict)
+    assert table["version"] == r3l.__version__
+
+
+def test_the_core_imports_no_driver_no_simulator_and_no_web() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((ROOT / "r3l").rglob("*.py"))
+        if "dashboard" not in path.parts
+    ]
+    code = f"BLOCKED = {BLOCKED_IN_THE_CORE!r}\nMODULES = {modules!r}\n{IMPORT_ALL}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == f"imported {len(modules)}"
+
+
+def name_of(node: ast.expr) -> str:
+    """Return a dotted name, or nothing for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return ""
+
+
+def is_pass(body: list[ast.stmt]) -> bool:
+    return all(isinstance(statement, ast.Pass) for statement in body)
+
+
+def offences(tree: ast.Module) -> list[str]:
+    """Return what no file of ours may do, with line numbers."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            if any(name.split(".")[0] in PICKLES for name in names):
+                found.append(f"line {node.lineno}: pickle")
+        elif isinstance(node, ast.Call):
+            name = name_of(node.func)
+            safe = any(
+                word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+                for word in node.keywords
+            )
+            if name == "torch.load" and not safe:
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+            if name in ("input", "eval", "exec"):
+                found.append(f"line {node.lineno}: {name}()")
+            if name in ("np.load", "numpy.load") and any(word.arg == "allow_pickle" for word in node.keywords):
+                found.append(f"line {node.lineno}: allow_pickle")
+        elif isinstance(node, ast.ExceptHandler):
+            kind = name_of(node.type) if node.type else ""
+            if not node.type or (kind in ("Exception", "BaseException") and is_pass(node.body)):
+                found.append(f"line {node.lineno}: bare except")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
+def test_no_file_pickles_asks_or_swallows(path: Path) -> None:
+    assert offences(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "import torch\ntorch.load('x', weights_only=False)",
+        "input('go?')",
+        "try:\n    x\nexcept:\n    raise",
+        "try:\n    x\nexcept Exception:\n    pass",
+        "eval('1')",
+    ],
+)
+def test_the_search_finds_what_it_looks_for(text: str) -> None:
+    assert len(offences(ast.parse(text))) == 1
+
+
+def test_the_search_allows_what_is_safe() -> None:
+    text = "import torch\ntorch.load('x', weights_only=True)\ntry:\n    x\nexcept OSError:\n    pass"
+    assert offences(ast.parse(text)) == []

@@ -1,0 +1,129 @@
+"""Pre-flight: what cannot work is refused in one line before the first action."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from conftest import TINY, tiny
+from numpy.typing import NDArray
+
+from r3l import preflight
+from r3l.config import Config, UserError
+from r3l.goals import Goals, load_goals
+from r3l.preflight import Preflight, available_memory, check, require, separability
+from r3l.registry import load_robot, load_task
+from r3l.robot import SimulatedRobot
+from r3l.tasks.valve import Valve
+
+GIB = 1 << 30
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def goals(goal_folder: Path) -> Goals:
+    return load_goals(goal_folder, Valve().rig.camera, Valve().minimum_goals)
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "PROBE_STEPS", 90)
+
+
+def noise(count: int, seed: int, brightness: int = 0) -> NDArray[np.uint8]:
+    images = np.random.default_rng(seed).integers(0, 200, (count, 64, 64, 3)) + brightness
+    return images.astype(np.uint8)
+
+
+def refusal(found: Preflight) -> str:
+    with pytest.raises(UserError) as error:
+        require(found)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_images_that_differ_are_told_apart() -> None:
+    assert separability(noise(30, 0, brightness=40), noise(60, 1)) > 0.99
+
+
+def test_images_of_the_same_kind_are_not() -> None:
+    values = [separability(noise(40, seed), noise(40, seed + 100)) for seed in range(6)]
+    assert np.mean(values) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("counts", [(16, 60), (60, 16), (5, 5)])
+def test_few_images_are_enough_to_say_something(counts: tuple[int, int]) -> None:
+    assert 0.0 <= separability(noise(counts[0], 0), noise(counts[1], 1)) <= 1.0
+
+
+def test_a_good_run_may_start(goals: Goals, tmp_path: Path) -> None:
+    found = check(tiny(), Valve(), goals, tmp_path / "not" / "yet" / "there")
+    assert found.problems == ()
+    require(found)
+    text = "\n".join(found.lines)
+    assert "goals: 20 for training, 4 held out" in text
+    assert all(word in text for word in ("ROC-AUC", "env steps per second", "memory: ", "disk: "))
+    assert not list(tmp_path.iterdir())
+
+
+def test_goal_images_like_random_frames_are_refused(goals: Goals, tmp_path: Path) -> None:
+    task = load_task("valve")
+    robot = load_robot("fake", task)
+    assert isinstance(robot, SimulatedRobot)
+    frames, _ = preflight._probe(robot, task)
+    drawn = np.random.default_rng(0).choice(len(frames), 24)
+    found = check(tiny(), task, Goals(frames[drawn], frames[drawn[:4]], goals.meta), tmp_path)
+    assert "goal images look like random frames" in refusal(found)
+
+
+def test_a_full_disk_is_refused(goals: Goals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(GIB, GIB, 1 << 20))
+    line = refusal(check(tiny(), Valve(), goals, tmp_path))
+    assert "disk is too small" in line
+    assert "0.0 GiB free; free some space or take fewer --steps" in line
+
+
+def test_too_little_memory_is_refused(goals: Goals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: GIB // 2)
+    line = refusal(check(tiny(), Valve(), goals, tmp_path))
+    assert "memory is too small" in line
+    assert "0.5 GiB free; lower replay_capacity" in line
+
+
+def test_what_is_needed_grows_with_the_run(goals: Goals) -> None:
+    task, night = Valve(), Config(steps=200_000, replay_capacity=200_000)
+    assert preflight._disk(night, task) > 2 * GIB
+    assert preflight._memory(night, task) > 3 * GIB
+    smaller = Config(steps=200_000, replay_capacity=20_000)
+    assert preflight._memory(smaller, task) < 1.5 * GIB
+    assert preflight._disk(smaller, task) == preflight._disk(night, task)
+
+
+def test_files_in_the_cache_do_not_count_as_used_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() <= physical
+    text = "MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable:   50 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    assert available_memory() == 50 * 1024
+
+    def missing(path: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert available_memory() == physical
+
+
+@pytest.mark.parametrize("state", ["latent", "pixels", "diagnostic-true-state"])
+def test_the_rate_of_every_kind_of_agent_is_measured(goals: Goals, tmp_path: Path, state: Any) -> None:
+    found = check(tiny(state=state), Valve(), goals, tmp_path)
+    assert any("env steps per second" in line for line in found.lines)
+    assert TINY.steps == 120

@@ -1,0 +1,273 @@
+"""One suite for every robot; whatever implements r3l.robot.Robot joins ROBOTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from r3l.hardware import fake, twin
+from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
+from r3l.safety import SafeRobot
+from r3l.tasks.valve import Valve
+
+Factory = Callable[[], Robot]
+
+
+def make_twin() -> SimulatedRobot:
+    robot: SimulatedRobot = twin.from_task(Valve())
+    return robot
+
+
+def make_fake() -> SimulatedRobot:
+    robot: SimulatedRobot = fake.from_task(Valve())
+    return robot
+
+
+def behind_safety(factory: Factory) -> Factory:
+    rig = Valve().rig
+    return lambda: SafeRobot(factory(), rig.limits, rig.max_step_rad)
+
+
+SIMULATED: dict[str, Callable[[], SimulatedRobot]] = {"twin": make_twin, "fake": make_fake}
+ROBOTS: dict[str, Factory] = {
+    **SIMULATED,
+    **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
+}
+
+
+@pytest.fixture(params=list(ROBOTS.values()), ids=list(ROBOTS))
+def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
+    """A robot that nobody connected yet."""
+    factory: Factory = request.param
+    robot = factory()
+    yield robot
+    robot.close()
+
+
+@pytest.fixture
+def connected(robot: Robot) -> Robot:
+    robot.connect()
+    return robot
+
+
+@pytest.fixture(params=list(SIMULATED.values()), ids=list(SIMULATED))
+def simulated(request: pytest.FixtureRequest) -> Iterator[SimulatedRobot]:
+    factory: Callable[[], SimulatedRobot] = request.param
+    with factory() as robot:
+        yield robot
+
+
+def nearby(robot: Robot, seed: int = 0, reach_rad: float = 0.1) -> FloatArray:
+    """Return a target close to where the robot is, within its limits."""
+    offset = np.random.default_rng(seed).uniform(-reach_rad, reach_rad, len(robot.spec.joints))
+    target = robot.observe().joint_rad + offset.astype(np.float32)
+    return np.clip(target, robot.spec.lower_rad, robot.spec.upper_rad)
+
+
+def same(first: Observation, second: Observation) -> bool:
+    return (
+        np.array_equal(first.image, second.image)
+        and np.array_equal(first.joint_rad, second.joint_rad)
+        and np.array_equal(first.diagnostic, second.diagnostic)
+        and first.time_s == second.time_s
+    )
+
+
+def test_the_spec_is_known_before_connect_and_does_not_change(robot: Robot) -> None:
+    before = robot.spec
+    assert len({joint.name for joint in before.joints}) == len(before.joints) > 0
+    assert (before.lower_rad < before.upper_rad).all()
+    assert before.control_hz > 0
+    assert before.diagnostic == ()
+    robot.connect()
+    assert robot.spec == before
+
+
+def test_observations_have_the_shapes_and_types_of_the_spec(connected: Robot) -> None:
+    observation, spec = connected.observe(), connected.spec
+    assert observation.image.shape == (spec.camera.height, spec.camera.width, 3)
+    assert observation.image.dtype == np.uint8
+    assert observation.image.std() > 0
+    assert observation.joint_rad.shape == (len(spec.joints),)
+    assert observation.joint_rad.dtype == np.float32
+    assert observation.diagnostic.shape == (0,)
+    assert observation.diagnostic.dtype == np.float32
+    assert isinstance(observation.time_s, float)
+
+
+def test_observing_without_a_command_returns_the_same_state(connected: Robot) -> None:
+    assert same(connected.observe(), connected.observe())
+    connected.command(nearby(connected))
+    after = connected.observe()
+    assert same(after, connected.observe())
+
+
+def test_time_advances_by_one_control_period_per_command_and_observe(connected: Robot) -> None:
+    times = [connected.observe().time_s]
+    for seed in range(3):
+        connected.command(nearby(connected, seed))
+        times.append(connected.observe().time_s)
+    assert np.diff(times) == pytest.approx([1 / connected.spec.control_hz] * 3)
+
+
+def test_a_target_within_reach_is_sent_as_asked(connected: Robot) -> None:
+    target = nearby(connected)
+    sent = connected.command(target)
+    assert sent.shape == (len(connected.spec.joints),)
+    assert sent.dtype == np.float32
+    assert sent == pytest.approx(target, abs=1e-6)
+
+
+def test_a_target_out_of_reach_is_limited_and_what_was_sent_is_returned(connected: Robot) -> None:
+    spec = connected.spec
+    sent = connected.command(np.full(len(spec.joints), 100.0, np.float32))
+    assert sent.dtype == np.float32
+    assert (sent <= spec.upper_rad + 1e-6).all()
+    assert (sent >= spec.lower_rad - 1e-6).all()
+
+
+def test_joints_go_where_they_are_sent(connected: Robot) -> None:
+    before = connected.observe().joint_rad
+    target = nearby(connected)
+    for _ in range(10):
+        connected.command(target)
+        after = connected.observe().joint_rad
+    assert np.abs(after - target).mean() < 0.5 * np.abs(before - target).mean()
+
+
+def test_writing_into_what_a_robot_returned_changes_nothing(connected: Robot) -> None:
+    observation = connected.observe()
+    joints, image = observation.joint_rad.copy(), observation.image.copy()
+    observation.joint_rad[:] = 9.0
+    observation.image[:] = 7
+    again = connected.observe()
+    assert np.array_equal(again.joint_rad, joints)
+    assert np.array_equal(again.image, image)
+
+
+def test_writing_into_a_target_on_its_way_changes_nothing(connected: Robot) -> None:
+    before = connected.observe().joint_rad
+    target = nearby(connected)
+    wanted = target.copy()
+    sent = connected.command(target)
+    sent += 1.0
+    target += 1.0
+    after = connected.observe().joint_rad
+    assert np.abs(after - wanted).mean() < np.abs(before - wanted).mean()
+
+
+def test_relaxing_twice_is_safe_and_the_next_command_moves_again(connected: Robot) -> None:
+    connected.relax()
+    connected.relax()
+    before = connected.observe().joint_rad
+    target = nearby(connected)
+    for _ in range(10):
+        connected.command(target)
+        after = connected.observe().joint_rad
+    assert np.abs(after - target).mean() < 0.5 * np.abs(before - target).mean()
+
+
+def test_relaxing_and_closing_are_safe_without_connect_and_twice(robot: Robot) -> None:
+    robot.relax()
+    robot.close()
+    robot.connect()
+    robot.close()
+    robot.close()
+    robot.relax()
+
+
+def test_a_closed_robot_can_be_connected_again(robot: Robot) -> None:
+    for _ in range(2):
+        with robot:
+            robot.command(nearby(robot))
+            assert robot.observe().joint_rad.shape == (len(robot.spec.joints),)
+
+
+def test_connecting_twice_is_an_error(connected: Robot) -> None:
+    with pytest.raises(RobotError, match="already connected"):
+        connected.connect()
+    connected.observe()
+
+
+def test_observing_and_commanding_need_a_connection(robot: Robot) -> None:
+    target = np.zeros(len(robot.spec.joints), np.float32)
+    with pytest.raises(RobotError, match="not connected"):
+        robot.observe()
+    with pytest.raises(RobotError, match="not connected"):
+        robot.command(target)
+
+
+def test_with_closes_after_an_exception(robot: Robot) -> None:
+    def fail() -> None:
+        with robot:
+            robot.command(nearby(robot))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(RobotError, match="not connected"):
+        robot.observe()
+
+
+def test_the_same_commands_give_the_same_observations(simulated: SimulatedRobot) -> None:
+    other = make_twin() if isinstance(simulated, twin.Twin) else make_fake()
+    with other:
+        for seed in range(5):
+            target = nearby(simulated, seed)
+            simulated.command(target)
+            other.command(target)
+            assert same(simulated.observe(), other.observe())
+
+
+def test_placing_moves_the_object_and_takes_no_time(simulated: SimulatedRobot) -> None:
+    before = simulated.observe()
+    errors = []
+    for angle_rad in (0.5, 1.5, 3.0):
+        simulated.command(nearby(simulated))
+        simulated.place(np.array([angle_rad], np.float32))
+        errors.append(simulated.truth()["error"])
+    assert errors == pytest.approx([0.0, 1.0, 2.5], abs=0.1)
+    after = simulated.observe()
+    assert after.time_s == before.time_s
+    assert after.joint_rad == pytest.approx(Valve().rig.home_rad, abs=1e-5)
+    assert not np.array_equal(after.image, before.image)
+
+
+def test_placing_with_a_generator_gives_a_random_but_seeded_pose(simulated: SimulatedRobot) -> None:
+    poses = []
+    for seed in (0, 0, 1):
+        simulated.place(np.array([1.0], np.float32), np.random.default_rng(seed))
+        poses.append(simulated.observe().joint_rad)
+    assert np.array_equal(poses[0], poses[1])
+    assert not np.array_equal(poses[0], poses[2])
+
+
+def test_a_listener_hears_the_end_of_each_control_period_once(simulated: SimulatedRobot) -> None:
+    heard: list[tuple[float, Truth]] = []
+    simulated.on_period = lambda time_s, truth: heard.append((time_s, truth))
+    observed = []
+    for seed in range(3):
+        simulated.command(nearby(simulated, seed))
+        observed.append(simulated.observe().time_s)
+        simulated.observe()
+    assert [time_s for time_s, _ in heard] == observed
+    assert all(truth["error"] >= 0 for _, truth in heard)
+    assert heard[-1][1] == simulated.truth()
+
+
+def test_a_saved_world_goes_on_where_it_was(simulated: SimulatedRobot) -> None:
+    for seed in range(3):
+        simulated.command(nearby(simulated, seed, reach_rad=0.3))
+        simulated.observe()
+    world, saved = simulated.save_world(), simulated.observe()
+    expected_truth = simulated.truth()
+    for seed in range(3, 6):
+        simulated.command(nearby(simulated, seed, reach_rad=0.3))
+        simulated.observe()
+    simulated.restore_world(world)
+    restored = simulated.observe()
+    assert restored.joint_rad == pytest.approx(saved.joint_rad, abs=1e-5)
+    assert restored.time_s == pytest.approx(saved.time_s)
+    assert simulated.truth() == pytest.approx(expected_truth, abs=1e-5)
