@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,13 +18,23 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from r3l.checkpoint import CheckpointError
 from r3l.config import PRESETS, VARIANTS, Config, UserError, from_dict, nearest, to_dict
 from r3l.experience import StoreError
+from r3l.progress import progress_bar
 from r3l.robot import RobotError
 from r3l.run import Run, free_name, read_config
+
+
+def _optional(metavar: str) -> Any:
+    """Return the help of an option that may be left out: what to write, and no word of None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+OptionalInt = Annotated[int | None, _optional("INT")]
+OptionalName = Annotated[str | None, _optional("NAME")]
+OptionalPath = Annotated[Path | None, _optional("PATH")]
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,9 @@ class GoalsCommand:
     """Task to collect for; `r3l tasks` lists them."""
     count: int = 250
     """Images to collect on the twin."""
-    out: Path | None = None
+    out: OptionalPath = None
     """Folder to write; goals/TASK by default. An existing one is never overwritten."""
-    from_folder: Path | None = None
+    from_folder: OptionalPath = None
     """Take the images of this folder instead (png, jpg, bmp)."""
     held_out: float = 0.2
     """Share of the images kept out of training, to watch for overfitting and to calibrate the judge."""
@@ -58,31 +69,32 @@ class TrainCommand:
     written; --resume goes on from there. Before the first action a pre-flight check says what to expect.
     """
 
-    task: tyro.conf.Positional[str | None] = None
+    task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
     """Task to learn; not with --resume."""
-    steps: int | None = None
+    steps: OptionalInt = None
     """Env steps of the run (25000 by default: 42 minutes of robot time at 10 Hz)."""
-    name: str | None = None
+    name: OptionalName = None
     """Name of the run directory below runs/; TASK-1, TASK-2, … by default."""
-    goals: Path | None = None
+    goals: OptionalPath = None
     """Goal folder made by `r3l goals`; goals/TASK by default."""
-    resume: Path | None = None
+    resume: OptionalPath = None
     """Go on with this run directory instead of beginning one; --steps may extend it."""
     check: bool = False
     """Only print the pre-flight check."""
     preset: str = "default"
     """Settings to start from: default, or paper (like the authors' code)."""
     variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change the preset: no-perturbation, pixels; or, reading ground truth to find out why something does not learn:
-    diagnostic-true-reward, diagnostic-true-state, diagnostic-resets."""
-    config: Path | None = None
+    """Change the preset: no-perturbation, pixels, refreshed-encoder.
+    To find out why something does not learn, reading ground truth: diagnostic-true-reward, diagnostic-true-state,
+    diagnostic-resets."""
+    config: OptionalPath = None
     """TOML file (or a run's config.json) whose keys override the preset; `r3l config` prints all keys."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Override one key, for example --set sac.batch_size=256."""
-    robot: str | None = None
+    robot: OptionalName = None
     """Robot to train on; `r3l robots` lists them."""
-    seed: int | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
+    seed: OptionalInt = None
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, _optional("auto|cpu|cuda")] = None
     """Where the networks live."""
     runs: Path = Path("runs")
     """Folder that holds the run directories."""
@@ -98,7 +110,7 @@ class EvaluateCommand:
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
-    step: int | None = None
+    step: OptionalInt = None
     """Published weights to evaluate; the newest by default."""
     episodes: int = 24
     """Start states."""
@@ -106,7 +118,7 @@ class EvaluateCommand:
     """Of the start states and finger poses."""
     baselines: bool = True
     """Also evaluate the do-nothing and the random policy."""
-    out: Path | None = None
+    out: OptionalPath = None
     """Folder for evaluation.json and the film strips; RUN/evaluation by default, replaced when it exists."""
 
 
@@ -116,7 +128,7 @@ class ReportCommand:
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
-    out: Path | None = None
+    out: OptionalPath = None
     """File to write; RUN/report.html by default."""
 
 
@@ -149,7 +161,7 @@ Command = (
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]
 )
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
 DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
 
@@ -169,22 +181,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output, head for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (OSError, sqlite3.Error) as error:
+        print(f"r3l: {error}; check the disk's free space and permissions, then go on", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("r3l: stopped; nothing acknowledged is lost", file=sys.stderr)
         return 130
 
 
 def tune_process() -> None:
-    """One thread for torch, and memory that is kept instead of given back to the system after each product.
+    """One thread for each of torch's products, and memory that is kept instead of given back after each of them.
 
     glibc returns blocks above 128 KiB at once and takes page faults to get them again: a third of a small network's
-    update. Where there is no glibc this does nothing.
+    update. Threads share one arena, since those of their own give memory back whatever the thresholds say. Where
+    there is no glibc this does nothing.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_ARENA_MAX, 1)
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -240,7 +257,7 @@ def goals(command: GoalsCommand) -> int:
             raise UserError(f"robot {command.robot!r} is not simulated: take pictures, then use --from-folder DIR")
         if command.count < task.minimum_goals:
             raise UserError(f"--count {command.count} is too few goal images, expected {task.minimum_goals} or more")
-        with robot, tqdm(total=command.count, unit="image", desc="goal images") as bar:
+        with robot, progress_bar("goal images", "image", command.count) as bar:
             images = np.stack(collect_on_twin(task, robot, command.count, rng, lambda: bar.update() and None))
         source = "twin stand-in"
     for warning in variety_warnings(images):

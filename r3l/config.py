@@ -174,6 +174,7 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
         novelty=replace(config.novelty, sees="pixels"),
         classifier=replace(config.classifier, sees="pixels"),
     ),
+    "refreshed-encoder": lambda config: replace(config, vae=replace(config.vae, update_every=10)),
     "diagnostic-true-reward": _true_reward,
     "diagnostic-true-state": lambda config: _true_reward(_true_state(config)),
     "diagnostic-resets": lambda config: _resets(_true_reward(_true_state(config))),

@@ -13,7 +13,6 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from r3l.checkpoint import write_file
 from r3l.config import UserError
@@ -21,6 +20,7 @@ from r3l.env import RobotEnv
 from r3l.judge import Judge
 from r3l.networks import channels_first
 from r3l.policy import Policies, load_policies
+from r3l.progress import progress_bar
 from r3l.registry import load_robot, load_task
 from r3l.robot import FloatArray, Image, SimulatedRobot
 from r3l.run import Run
@@ -236,7 +236,7 @@ def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool,
     found: dict[str, Any] = {"run": run.folder.name, "task": task.name, "step": step, "unit": task.error_unit}
     evaluator = Evaluator(task, robot)
     try:
-        with tqdm(total=count * len(behaviours), unit="episode", desc="evaluate", leave=False) as bar:
+        with progress_bar("evaluate", "episode", count * len(behaviours)) as bar:
             for name, behaviour in behaviours.items():
                 episodes = evaluator.run(behaviour, count=count, seed=seed, on_episode=lambda: bar.update() and None)
                 found[name] = summarise(episodes, verdicts(judge, episodes) if judge else None)

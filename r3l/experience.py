@@ -143,5 +143,8 @@ class ExperienceStore:
 
     def close(self) -> None:
         """Sync everything to the disk and close."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
+        try:
+            with self._described():
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self._connection.close()

@@ -111,7 +111,7 @@ class Actor(nn.Module):
         """Return actions [B, A] in [-1, 1]: sampled with a generator, the mean without."""
         mean, log_std = self.gaussian(self.features(observation, image))
         if generator is not None:
-            noise = torch.empty_like(mean).normal_(generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
             mean = mean + noise * log_std.exp()
         return torch.tanh(mean)
 
@@ -165,9 +165,12 @@ class SAC(nn.Module):
         """Return the optimisers by name, for checkpoints."""
         return {"critic": self.critic_optimiser, "actor": self.actor_optimiser}
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Make one step on critics, actor and temperature, and move the target critic."""
-        noise = torch.empty(2, *batch.action.shape, device=batch.action.device).normal_(generator=generator)
+    def update(self, batch: Batch, noise: Tensor) -> Metrics:
+        """Make one step on critics, actor and temperature, and move the target critic and the averaged actor.
+
+        Args:
+            noise: standard normal [2, B, A]: of the next actions in the target, and of the actor's own.
+        """
         features = self.actor.features(batch.observation, batch.image)
         metrics = self._update_critic(batch, features, noise[0])
         metrics |= self._update_actor(features.detach(), noise[1])

@@ -26,6 +26,7 @@ from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.policy import load_policies
+from r3l.progress import progress_bar
 from r3l.registry import load_robot, load_task
 from r3l.robot import Robot, SimulatedRobot
 from r3l.run import Run
@@ -260,7 +261,7 @@ def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], b
 
 def pretrain(training: Training, watchers: list[Watcher]) -> None:
     """Fit encoder, judge and classifier on what exploration saw."""
-    with tqdm(total=1, desc="encoder", unit="update", leave=False) as bar:
+    with progress_bar("encoder", "update", 1) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -310,7 +311,7 @@ def train(run: Run) -> bool:
         stack.callback(metrics.close)
         curves = Curves(training, metrics)
         stack.callback(curves.close)
-        bar = stack.enter_context(tqdm(total=run.config.steps, initial=start, unit="step", desc=run.folder.name))
+        bar = stack.enter_context(progress_bar(run.folder.name, "step", run.config.steps, start))
         if start == 0:
             curves.evaluate()
         watchers: list[Watcher] = [Numbers(training, metrics, bar), curves, Checkpoints(training)]

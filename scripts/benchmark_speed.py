@@ -1,6 +1,8 @@
-"""Where the time of a default env step goes, and our SAC update against stable-baselines3's, on one thread.
+"""Where the time of a default env step goes, and our SAC update against stable-baselines3's.
 
-Every part is timed in blocks that take turns, so that a busy machine slows all of them alike; medians are printed.
+The whole step is the default preset's sync loop, homing included, in which the two agents' updates overlap on two
+threads; the parts, and the comparison with stable-baselines3, are timed one at a time on one thread. All are timed in
+blocks that take turns, so that a busy machine slows all of them alike; medians are printed.
 Needs the test extra (stable-baselines3).
 """
 
@@ -13,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -21,14 +24,16 @@ import stable_baselines3
 import torch
 from stable_baselines3.common.logger import Logger
 
+from r3l.actor import Actor
 from r3l.cli import tune_process
-from r3l.config import Config
+from r3l.config import MANY, Config
 from r3l.env import RobotEnv
-from r3l.experience import ExperienceStore, Row
+from r3l.experience import ExperienceStore
 from r3l.learner import AGENTS, Learner
 from r3l.registry import load_robot, load_task
 from r3l.sac import SAC, Batch, SACConfig
 from r3l.safety import SafeRobot
+from r3l.train import move_home
 
 OBSERVATION, ACTIONS, BATCH, ROWS = 43, 9, 256, 2000
 """Shapes of the comparison with stable-baselines3."""
@@ -43,11 +48,11 @@ def main() -> None:
     tune_process()
     with tempfile.TemporaryDirectory() as folder:
         parts = time_in_turns(loop_parts(Path(folder)), options.blocks, 20)
-    total = parts["env step"] + sum(parts[name] for name in PER_STEP)
+    total = parts["whole step"]
     print("one env step of the default preset, ms (median)")
     for name, value in parts.items():
         print(f"  {name:32} {1e3 * value:7.2f}")
-    print(f"  sum: {1e3 * total:.1f} ms, {1 / total:.0f} env steps per second")
+    print(f"  {1 / total:.0f} env steps per second")
     updates = time_in_turns(peer_parts(), options.blocks, 20)
     ratio = updates["stable-baselines3"] / updates["ours, the same network"]
     shapes = f"observation {OBSERVATION}, actions {ACTIONS}, 256x2, batch {BATCH}"
@@ -58,16 +63,6 @@ def main() -> None:
     if options.out:
         found = {"parts_s": parts, "env_steps_per_s": 1 / total, "updates_s": updates, "ratio": ratio}
         options.out.write_text(json.dumps(found, indent=2) + "\n")
-
-
-PER_STEP = (
-    "encode and act",
-    "store and follow",
-    "update task",
-    "update perturbation",
-    "update novelty",
-    "classifier / 5",
-)
 
 
 def time_in_turns(parts: dict[str, Callable[[], object]], blocks: int, calls: int) -> dict[str, float]:
@@ -84,47 +79,59 @@ def time_in_turns(parts: dict[str, Callable[[], object]], blocks: int, calls: in
 
 
 def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what a default env step does, part by part, over a replay of random steps."""
-    config, task = Config(), load_task("valve")
+    """Return the default preset's loop and its parts, after exploration and a shortened pretraining."""
+    config, task = Config(device="cpu"), load_task("valve")
+    config = replace(config, vae=replace(config.vae, pretrain_updates=20))
     rig = task.rig
     robot = load_robot("twin", task)
     env = RobotEnv(SafeRobot(robot, rig.limits, rig.max_step_rad))
-    observed, info = env.reset()
     store = ExperienceStore(folder / "experience.sqlite", (rig.camera.height, rig.camera.width, 3))
     rng = np.random.default_rng(0)
     goals = torch.from_numpy(rng.integers(0, 255, (200, 3, 64, 64), np.uint8))
     learner = Learner(config, robot.spec, goals, device=torch.device("cpu"))
     policies = learner.policies()
-    actions = len(rig.joints)
+    actor = Actor(
+        env,
+        store,
+        policies,
+        config.phases,
+        seed=0,
+        between=lambda: move_home(env.robot, rig.home_rad, config.phases.homing_steps),
+    )
+    env.reset()
+    while learner.steps < config.phases.exploration_steps:
+        actor.step()
+        learner.follow(store)
+    learner.pretrain()
+    kept = replace(next(store.rows(learner.sequence - 1)), segment=MANY)
+    states = learner.replay.latents[learner.replay.newest(config.novelty.batch_size)]
+    every = config.classifier.update_every
+
+    def whole() -> None:
+        actor.step()
+        learner.follow(store)
+        learner.update()
 
     def keep() -> None:
-        vectors = observed["proprioception"][:actions], info["requested"], info["applied"], info["diagnostic"]
-        store.append(Row(0, learner.sequence, learner.sequence % 3, observed["image"], *vectors, info["time_s"]))
+        store.append(kept)
         learner.follow(store)
 
-    def step() -> None:
-        nonlocal observed, info
-        observed, _, _, _, info = env.step(rng.uniform(-1, 1, actions).astype(np.float32))
-
     def act() -> None:
-        policies.see(observed["image"], observed["proprioception"][:actions], info["applied"], info["diagnostic"])
+        policies.see(kept.image, kept.proprioception, kept.applied, kept.diagnostic)
         policies.act("task", learner.generator)
 
-    for _ in range(ROWS):
-        step()
-        keep()
-    rows = learner.replay.newest(config.novelty.batch_size)
-    states = learner.replay.latents[rows]
     return {
-        "env step": step,
+        "whole step": whole,
+        "env step": lambda: env.step(rng.uniform(-1, 1, len(rig.joints)).astype(np.float32)),
         "  of that, render and read": robot.observe,
         "encode and act": act,
         "store and follow": keep,
-        "update task": lambda: learner._update_agents(AGENTS[:1]),
-        "update perturbation": lambda: learner._update_agents(AGENTS[1:]),
-        "update novelty": lambda: learner.novelty["perturbation"].update(states),
-        "classifier / 5": lambda: learner._update_classifier() if rng.random() < 0.2 else None,
-        "(encoder update, pretraining)": lambda: learner._update_vae(0.0) if rng.random() < 0.1 else None,
+        "update both agents": lambda: learner._update_agents(AGENTS),
+        "update task agent alone": lambda: learner._update_agents(AGENTS[:1]),
+        "update perturbation agent alone": lambda: learner._update_agents(AGENTS[1:]),
+        f"update novelty (every {config.novelty.update_every})": lambda: learner.novelty["perturbation"].update(states),
+        f"update classifier (every {every})": learner._update_classifier,
+        "update encoder (pretraining)": lambda: learner._update_vae(0.0),
     }
 
 
@@ -159,7 +166,7 @@ def peer_parts() -> dict[str, Callable[[], object]]:
     def update(agent: SAC) -> None:
         rows = torch.randint(1, ROWS, (BATCH,), generator=generator)
         batch = Batch(seen[rows - 1], done[rows], reward[rows], seen[rows], discount[rows])
-        agent.update(batch, generator)
+        agent.update(batch, torch.randn(2, BATCH, ACTIONS, generator=generator))
 
     return {
         "ours, the same network": lambda: update(same),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -247,6 +249,19 @@ def test_an_error_of_several_lines_is_folded(capsys: Captured, monkeypatch: pyte
     monkeypatch.setattr(r3l.cli, "parse", fail)
     assert main(["tasks"]) == 2
     assert capsys.readouterr().err == "r3l: one   two\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"), sqlite3.OperationalError("full")],
+)
+def test_a_disk_that_fails_is_one_line(error: Exception, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(r3l.cli, "parse", fail)
+    assert main(["tasks"]) == 2
+    assert capsys.readouterr().err == f"r3l: {error}; check the disk's free space and permissions, then go on\n"
 
 
 def test_an_interrupt_is_one_line_and_130(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

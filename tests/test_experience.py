@@ -137,6 +137,22 @@ def test_a_file_overwritten_in_the_middle_is_refused_at_the_latest_when_it_is_re
         list(ExperienceStore(path, SHAPE).rows())
 
 
+def test_a_full_disk_is_a_store_error_and_every_acknowledged_row_is_kept(path: Path) -> None:
+    store = ExperienceStore(path, SHAPE)
+    store._connection.execute("PRAGMA max_page_count=40")
+    acknowledged: list[int] = []
+
+    def fill() -> None:
+        while True:
+            acknowledged.append(store.append(make_row(len(acknowledged))))
+
+    with pytest.raises(StoreError, match="full"):
+        fill()
+    store.close()
+    assert len(acknowledged) > 10
+    assert [row.sequence for row in ExperienceStore(path, SHAPE).rows()] == acknowledged
+
+
 def test_a_folder_that_does_not_exist_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         ExperienceStore(tmp_path / "missing" / "experience.sqlite", SHAPE)

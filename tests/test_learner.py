@@ -66,9 +66,9 @@ def batches(learner: Learner, monkeypatch: pytest.MonkeyPatch, name: str = "task
     found: list[Batch] = []
     real = learner.agents[name].update
 
-    def update(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def update(batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         found.append(batch)
-        return real(batch, generator)
+        return real(batch, noise)
 
     monkeypatch.setattr(learner.agents[name], "update", update)
     return found

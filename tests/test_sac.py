@@ -18,6 +18,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def noise_of(count: int = 64, draw: torch.Generator | None = None) -> Tensor:
+    return torch.randn(2, count, ACTIONS, generator=draw or generator())
+
+
 def agent_of(config: SACConfig = SMALL, image: tuple[int, int] | None = None) -> SAC:
     torch.manual_seed(1)
     return SAC(FEATURES, ACTIONS, config, image=image)
@@ -90,7 +94,7 @@ def test_critic_loss_without_bootstrapping_is_the_squared_error_to_the_reward() 
     with torch.no_grad():
         value = agent.critic(torch.cat([batch.observation, batch.action], -1))
     expected = (value - batch.reward).square().mean(1).sum()
-    torch.testing.assert_close(agent.update(batch, generator())["critic_loss"], expected)
+    torch.testing.assert_close(agent.update(batch, noise_of())["critic_loss"], expected)
 
 
 @pytest.mark.parametrize(("discount", "value"), [(0.5, 2.0), (0.0, 1.0)])
@@ -99,7 +103,7 @@ def test_critic_of_a_constant_reward_converges_to_its_discounted_sum(discount: f
     agent, draw = agent_of(config), generator()
     batch = replace(random_batch(), reward=torch.ones(64), discount=torch.full((64,), discount))
     for _ in range(250):
-        metrics = agent.update(batch, draw)
+        metrics = agent.update(batch, noise_of(64, draw))
     assert metrics["value"].item() == pytest.approx(value, abs=0.1)
 
 
@@ -108,7 +112,7 @@ def test_same_seed_makes_the_same_updates_bit_for_bit() -> None:
     draws = [generator(7), generator(7), generator(8)]
     for agent, draw in zip((first, second, other), draws, strict=True):
         for seed in range(3):
-            agent.update(random_batch(seed=seed), draw)
+            agent.update(random_batch(seed=seed), noise_of(64, draw))
     assert is_unchanged(first, copy_of(second))
     assert not is_unchanged(first, copy_of(other))
 
@@ -117,7 +121,7 @@ def test_same_seed_makes_the_same_updates_bit_for_bit() -> None:
 def test_temperature_moves_so_that_entropy_moves_towards_its_target(target_entropy: float, direction: int) -> None:
     agent = agent_of(replace(SMALL, target_entropy_per_action=target_entropy))
     before = agent.log_alpha.item()
-    metrics = agent.update(random_batch(), generator())
+    metrics = agent.update(random_batch(), noise_of())
     assert math.copysign(1, agent.target_entropy - metrics["entropy"].item()) == direction
     assert math.copysign(1, agent.log_alpha.item() - before) == direction
 
@@ -126,7 +130,7 @@ def test_target_critic_moves_by_tau_towards_the_critic_and_learns_nothing_itself
     agent = agent_of(replace(SMALL, tau=0.25, learning_rate=1e-2))
     before = copy_of(agent.target_critic)
     assert is_unchanged(agent.critic, before)
-    agent.update(random_batch(), generator())
+    agent.update(random_batch(), noise_of())
     critic = agent.critic.state_dict()
     assert not is_unchanged(agent.critic, before)
     for name, tensor in agent.target_critic.state_dict().items():
@@ -139,7 +143,7 @@ def test_actor_update_leaves_the_critic_untouched() -> None:
     freeze(agent.critic_optimiser)
     critic, actor = copy_of(agent.critic), copy_of(agent.actor)
     for _ in range(3):
-        agent.update(random_batch(), generator())
+        agent.update(random_batch(), noise_of())
     assert is_unchanged(agent.critic, critic)
     assert not is_unchanged(agent.actor, actor)
 
@@ -151,7 +155,7 @@ def test_convolutions_learn_from_the_critic_loss_alone(frozen: str, learns: bool
     trunk = agent.actor.trunk
     assert trunk is not None
     before = copy_of(trunk)
-    agent.update(random_batch(count=8, side=16), generator())
+    agent.update(random_batch(count=8, side=16), noise_of(8))
     assert is_unchanged(trunk, before) is not learns
 
 
@@ -181,7 +185,9 @@ def test_sac_learns_which_action_is_best_in_a_one_step_world() -> None:
         observation = torch.rand(64, 2, generator=draw) * 2 - 1
         action = torch.rand(64, 1, generator=draw) * 2 - 1
         reward = -(action[:, 0] - 0.5 * observation[:, 0]).square()
-        agent.update(Batch(observation, action, reward, observation, torch.zeros(64)), draw)
+        agent.update(
+            Batch(observation, action, reward, observation, torch.zeros(64)), torch.randn(2, 64, 1, generator=draw)
+        )
     observation = torch.rand(200, 2, generator=draw) * 2 - 1
     error = (agent.actor.act(observation)[:, 0] - 0.5 * observation[:, 0]).abs()
     assert error.mean() < 0.08
