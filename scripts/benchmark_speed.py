@@ -112,20 +112,17 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
         learner.follow(store)
         learner.update()
 
-    def keep() -> None:
-        store.append(kept)
-        learner.follow(store)
-
-    def act() -> None:
+    def encode() -> None:
         policies.see(kept.image, kept.proprioception, kept.applied, kept.diagnostic)
-        policies.act("task", learner.generator)
 
     return {
         "whole step": whole,
-        "env step": lambda: env.step(rng.uniform(-1, 1, len(rig.joints)).astype(np.float32)),
+        "physics, render and safety": lambda: env.step(rng.uniform(-1, 1, len(rig.joints)).astype(np.float32)),
         "  of that, render and read": robot.observe,
-        "encode and act": act,
-        "store and follow": keep,
+        "encode": encode,
+        "act": lambda: policies.act("task", learner.generator),
+        "store": lambda: store.append(kept),
+        "follow (read back, encode, keep)": lambda: learner.follow(store, 1),
         "update both agents": lambda: learner._update_agents(AGENTS),
         "update task agent alone": lambda: learner._update_agents(AGENTS[:1]),
         "update perturbation agent alone": lambda: learner._update_agents(AGENTS[1:]),
