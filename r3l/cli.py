@@ -11,156 +11,31 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
 from r3l.checkpoint import CheckpointError
+from r3l.commands import (
+    Command,
+    ConfigCommand,
+    EvaluateCommand,
+    GoalsCommand,
+    ReportCommand,
+    RobotsCommand,
+    TasksCommand,
+    TrainCommand,
+)
 from r3l.config import PRESETS, VARIANTS, Config, UserError, from_dict, nearest, to_dict
 from r3l.experience import StoreError
 from r3l.progress import progress_bar
 from r3l.robot import RobotError
 from r3l.run import Run, free_name, read_config
 
-
-def _optional(metavar: str) -> Any:
-    """Return the help of an option that may be left out: what to write, and no word of None."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-OptionalInt = Annotated[int | None, _optional("INT")]
-OptionalName = Annotated[str | None, _optional("NAME")]
-OptionalPath = Annotated[Path | None, _optional("PATH")]
-
-
-@dataclass(frozen=True)
-class GoalsCommand:
-    """Collect goal images: pictures of success, the only thing R3L is told about a task.
-
-    On the twin a stand-in for the person's hand places the object at the goal, with the fingers in random poses so
-    that they tell nothing. With --from-folder your own pictures are used: take them with the robot's camera, fixed,
-    and move the fingers between shots.
-    """
-
-    task: tyro.conf.Positional[str]
-    """Task to collect for; `r3l tasks` lists them."""
-    count: int = 250
-    """Images to collect on the twin."""
-    out: OptionalPath = None
-    """Folder to write; goals/TASK by default. An existing one is never overwritten."""
-    from_folder: OptionalPath = None
-    """Take the images of this folder instead (png, jpg, bmp)."""
-    held_out: float = 0.2
-    """Share of the images kept out of training, to watch for overfitting and to calibrate the judge."""
-    robot: str = "twin"
-    """Robot to collect on; `r3l robots` lists them."""
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """Train unattended from goal images: no resets, no reward function, nobody in the room.
-
-    The run directory holds everything. Ctrl-C stops after the current step, with the robot relaxed and a checkpoint
-    written; --resume goes on from there. Before the first action a pre-flight check says what to expect.
-    """
-
-    task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
-    """Task to learn; not with --resume."""
-    steps: OptionalInt = None
-    """Env steps of the run (25000 by default: 42 minutes of robot time at 10 Hz)."""
-    name: OptionalName = None
-    """Name of the run directory below runs/; TASK-1, TASK-2, … by default."""
-    goals: OptionalPath = None
-    """Goal folder made by `r3l goals`; goals/TASK by default."""
-    resume: OptionalPath = None
-    """Go on with this run directory instead of beginning one; --steps may extend it."""
-    check: bool = False
-    """Only print the pre-flight check."""
-    preset: str = "default"
-    """Settings to start from: default, or paper (like the authors' code)."""
-    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change the preset: no-perturbation, pixels, refreshed-encoder.
-    To find out why something does not learn, reading ground truth: diagnostic-true-reward, diagnostic-true-state,
-    diagnostic-resets."""
-    config: OptionalPath = None
-    """TOML file (or a run's config.json) whose keys override the preset; `r3l config` prints all keys."""
-    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Override one key, for example --set sac.batch_size=256."""
-    robot: OptionalName = None
-    """Robot to train on; `r3l robots` lists them."""
-    seed: OptionalInt = None
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, _optional("auto|cpu|cuda")] = None
-    """Where the networks live."""
-    runs: Path = Path("runs")
-    """Folder that holds the run directories."""
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Evaluate a run's task policy from the task's start states, beside doing nothing and acting at random.
-
-    Prints success with its 95% interval, the final error, steps to success, and how far the judge, which sees only
-    images, agrees with the ground truth. Changes nothing that the run trains on.
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Run directory."""
-    step: OptionalInt = None
-    """Published weights to evaluate; the newest by default."""
-    episodes: int = 24
-    """Start states."""
-    seed: int = 0
-    """Of the start states and finger poses."""
-    baselines: bool = True
-    """Also evaluate the do-nothing and the random policy."""
-    out: OptionalPath = None
-    """Folder for evaluation.json and the film strips; RUN/evaluation by default, replaced when it exists."""
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """Write one self-contained HTML page about a run: curves, films, reconstructions, rewards, coverage, settings."""
-
-    run: tyro.conf.Positional[Path]
-    """Run directory."""
-    out: OptionalPath = None
-    """File to write; RUN/report.html by default."""
-
-
-@dataclass(frozen=True)
-class ConfigCommand:
-    """Print every config key with its value, as JSON that --config takes."""
-
-    preset: str = "default"
-    """default or paper."""
-    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Variants to apply."""
-
-
-@dataclass(frozen=True)
-class TasksCommand:
-    """List the installed tasks."""
-
-
-@dataclass(frozen=True)
-class RobotsCommand:
-    """List the installed robots."""
-
-
-Command = (
-    Annotated[GoalsCommand, tyro.conf.subcommand("goals")]
-    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
-    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-    | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
-    | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
-    | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]
-)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
 DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.

@@ -6,9 +6,6 @@ import io
 import json
 import os
 import shutil
-import struct
-import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from r3l.config import UserError, from_dict
+from r3l.images import fit, open_image, quoted, rgb
 from r3l.robot import CameraSpec, SimulatedRobot
 from r3l.robot import Image as Frame
 from r3l.safety import SafeRobot
@@ -28,11 +26,6 @@ FORMAT_VERSION = 1
 META, TRAIN, HELD_OUT = "goals.json", "train", "held-out"
 TWIN_SOURCE = "twin stand-in"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-FORMATS = ("PNG", "JPEG", "BMP")
-"""What is decoded, whatever the name says."""
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
-"""What Pillow's decoders raise on damaged files."""
-SMALLEST_SIDE, MOST_PIXELS = 16, 64_000_000
 PLAY_STEPS, PLAY_TRIES = 3, 8
 THUMBNAIL_SIDE, NEAR_LEVELS, FLAT_LEVELS = 16, 1.0, 3.0
 """Images are near-duplicates below NEAR_LEVELS grey levels of mean difference, and flat below FLAT_LEVELS of spread."""
@@ -113,9 +106,9 @@ def read_folder(folder: Path, image_shape: tuple[int, int], minimum: int) -> Ima
     """
     paths = _image_paths(folder)
     if not paths:
-        raise UserError(f"{_name(folder)} holds no images; expected {', '.join(SUFFIXES)} files: put them there")
+        raise UserError(f"{quoted(folder)} holds no images; expected {', '.join(SUFFIXES)} files: put them there")
     _require(len(paths), minimum, folder)
-    return np.stack([_fit(_open_image(path, folder), image_shape) for path in paths])
+    return np.stack([fit(open_image(path, folder), image_shape) for path in paths])
 
 
 def split(images: Sequence[Frame] | Images, held_out_share: float, rng: np.random.Generator) -> tuple[Images, Images]:
@@ -139,7 +132,7 @@ def save_goals(folder: Path, train: Images, held_out: Images, *, task: str, robo
         UserError: the folder exists (it is never overwritten) or cannot be written.
     """
     if os.path.lexists(folder):
-        raise UserError(f"{_name(folder)} exists and is never overwritten; choose another folder or move it away")
+        raise UserError(f"{quoted(folder)} exists and is never overwritten; choose another folder or move it away")
     height, width = train.shape[1:3]
     meta = GoalsMeta(FORMAT_VERSION, task, robot, (height, width), len(train), len(held_out), source)
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
@@ -154,7 +147,7 @@ def save_goals(folder: Path, train: Images, held_out: Images, *, task: str, robo
         part.rename(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write goal images to {_name(folder)} ({error.strerror or error}); "
+            f"cannot write goal images to {quoted(folder)} ({error.strerror or error}); "
             "choose another folder or free some space"
         ) from error
     finally:
@@ -172,7 +165,7 @@ def load_goals(folder: Path, camera: CameraSpec, minimum: int) -> Goals:
     expected = (camera.height, camera.width)
     if meta.image != expected:
         raise UserError(
-            f"goal images in {_name(folder)} are {_size(meta.image)}, expected the camera's {_size(expected)}; "
+            f"goal images in {quoted(folder)} are {_size(meta.image)}, expected the camera's {_size(expected)}; "
             "take them again, or import the originals anew"
         )
     _require(meta.train + meta.held_out, minimum, folder)
@@ -214,25 +207,20 @@ def _count_distinct(thumbnails: NDArray[np.float32]) -> int:
     return count
 
 
-def _name(path: Path) -> str:
-    """Quote a path so that it stays on one line."""
-    return repr(str(path))
-
-
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} px"
 
 
 def _require(count: int, minimum: int, folder: Path) -> None:
     if count < minimum:
-        raise UserError(f"{_name(folder)} holds {count} goal images, expected at least {minimum}; take more")
+        raise UserError(f"{quoted(folder)} holds {count} goal images, expected at least {minimum}; take more")
 
 
 def _require_folder(folder: Path) -> None:
     if not folder.exists():
-        raise UserError(f"folder {_name(folder)} does not exist; expected a folder of images: check the path")
+        raise UserError(f"folder {quoted(folder)} does not exist; expected a folder of images: check the path")
     if not folder.is_dir():
-        raise UserError(f"{_name(folder)} is not a folder; expected a folder of images: pass the one it is in")
+        raise UserError(f"{quoted(folder)} is not a folder; expected a folder of images: pass the one it is in")
 
 
 def _image_paths(folder: Path) -> list[Path]:
@@ -241,74 +229,12 @@ def _image_paths(folder: Path) -> list[Path]:
     try:
         found = [path for part in parts for path in sorted((folder / part).iterdir())]
     except OSError as error:
-        raise UserError(f"folder {_name(folder)} cannot be read ({error.strerror}); check it and its rights") from error
+        raise UserError(f"folder {quoted(folder)} cannot be read ({error.strerror}); check its rights") from error
     return [
         path
         for path in found
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     ]
-
-
-def _open_image(path: Path, folder: Path) -> Image.Image:
-    """Return a whole, decoded image of a sensible size; UserError names what is wrong with it."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"goal image {_name(path)} is a link out of its folder; expected a file: copy the image there")
-    if not path.is_file():
-        raise UserError(f"goal image {_name(path)} is not a file; expected a PNG, JPEG or BMP image: remove it")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-            with image:
-                _require_size(path, image.size)
-                image.load()
-                return ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large(path) from error
-    except UNREADABLE as error:
-        reason = "damaged or cut short" if isinstance(error, OSError) and "truncated" in str(error) else "unreadable"
-        raise UserError(
-            f"goal image {_name(path)} is {reason}; expected a whole PNG, JPEG or BMP image: replace or remove it"
-        ) from error
-
-
-def _require_size(path: Path, size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > MOST_PIXELS:
-        raise _too_large(path)
-    if min(size) < SMALLEST_SIDE:
-        raise UserError(
-            f"goal image {_name(path)} is {width}x{height} px, expected at least {SMALLEST_SIDE} px a side; "
-            "replace or remove it"
-        )
-
-
-def _too_large(path: Path) -> UserError:
-    return UserError(
-        f"goal image {_name(path)} is larger than {MOST_PIXELS // 1_000_000} megapixels, expected a camera image; "
-        "shrink or remove it"
-    )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return any image as 8-bit RGB: 16-bit greys scaled, what is transparent on black."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _fit(image: Image.Image, image_shape: tuple[int, int]) -> Frame:
-    """Crop about the centre to the aspect of (H, W) and average to that size: uint8 [H, W, 3]."""
-    height, width = image_shape
-    scale = min(image.width / width, image.height / height)
-    crop_width, crop_height = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
-    cropped = image.crop((left, top, left + crop_width, top + crop_height))
-    return np.array(_rgb(cropped).resize((width, height), Image.Resampling.BOX), np.uint8)
 
 
 def _png(image: Frame) -> bytes:
@@ -330,14 +256,14 @@ def _read_meta(folder: Path) -> GoalsMeta:
         version = values["version"]
     except OSError as error:
         raise UserError(
-            f"{_name(folder)} has no readable {META}; expected a folder of goal images that r3l wrote: import plain "
+            f"{quoted(folder)} has no readable {META}; expected a folder of goal images that r3l wrote: import plain "
             "images first"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{META} in {_name(folder)} is damaged; restore it from a copy or import its images") from error
+        raise UserError(f"{META} in {quoted(folder)} is damaged; restore it, or import its images") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"goal images in {_name(folder)} have format {version!r}, expected {FORMAT_VERSION}; "
+            f"goal images in {quoted(folder)} have format {version!r}, expected {FORMAT_VERSION}; "
             "use the r3l they are from"
         )
     return from_dict(GoalsMeta, values, f"{META}.")
@@ -347,11 +273,11 @@ def _load_part(folder: Path, part: str, count: int, image_shape: tuple[int, int]
     images = np.zeros((count, *image_shape, 3), np.uint8)
     for index in range(count):
         path = folder / part / f"{index:04d}.png"
-        image = _open_image(path, folder)
+        image = open_image(path, folder)
         if (image.height, image.width) != image_shape:
             raise UserError(
-                f"goal image {_name(path)} is {image.width}x{image.height} px, expected {_size(image_shape)}; "
+                f"goal image {quoted(path)} is {image.width}x{image.height} px, expected {_size(image_shape)}; "
                 "restore it from a copy or take the goal images again"
             )
-        images[index] = np.asarray(_rgb(image))
+        images[index] = np.asarray(rgb(image))
     return images

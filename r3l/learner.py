@@ -67,16 +67,13 @@ class Learner:
             novelty_image = single if config.novelty.sees == "pixels" else None
             owners = AGENTS if config.separate_replays else AGENTS[1:]
             self.novelty = {name: Novelty(config.novelty, size, image=novelty_image) for name in owners}
-            self.classifier = Classifier(
-                config.classifier, size, image=single if config.classifier.sees == "pixels" else None
-            )
+            classifier_image = single if config.classifier.sees == "pixels" else None
+            self.classifier = Classifier(config.classifier, size, image=classifier_image)
         for module in self.modules().values():
             module.to(device)
-        self.vae_optimiser = (
-            torch.optim.Adam(self._vae_next.parameters(), config.vae.learning_rate, fused=True)
-            if self._vae_next is not None
-            else None
-        )
+        self.vae_optimiser = None
+        if self._vae_next is not None:
+            self.vae_optimiser = torch.optim.Adam(self._vae_next.parameters(), config.vae.learning_rate, fused=True)
         self.replay = Replay(
             config.replay_capacity,
             image_shape=(camera.height, camera.width, 3),

@@ -1,0 +1,87 @@
+"""Anyone's image files: opened with suspicion, turned into frames of the camera's size."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from r3l.config import UserError
+from r3l.robot import Image as Frame
+
+FORMATS = ("PNG", "JPEG", "BMP")
+"""What is decoded, whatever the name says."""
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged files."""
+SMALLEST_SIDE, MOST_PIXELS = 16, 64_000_000
+
+
+def quoted(path: Path) -> str:
+    """Quote a path so that it stays on one line."""
+    return repr(str(path))
+
+
+def open_image(path: Path, folder: Path) -> Image.Image:
+    """Return a whole, decoded image of a sensible size; UserError names what is wrong with it."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"goal image {quoted(path)} is a link out of its folder; expected a file: copy the image there")
+    if not path.is_file():
+        raise UserError(f"goal image {quoted(path)} is not a file; expected a PNG, JPEG or BMP image: remove it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+            with image:
+                _require_size(path, image.size)
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path) from error
+    except UNREADABLE as error:
+        reason = "damaged or cut short" if isinstance(error, OSError) and "truncated" in str(error) else "unreadable"
+        raise UserError(
+            f"goal image {quoted(path)} is {reason}; expected a whole PNG, JPEG or BMP image: replace or remove it"
+        ) from error
+
+
+def _require_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise _too_large(path)
+    if min(size) < SMALLEST_SIDE:
+        raise UserError(
+            f"goal image {quoted(path)} is {width}x{height} px, expected at least {SMALLEST_SIDE} px a side; "
+            "replace or remove it"
+        )
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        f"goal image {quoted(path)} is larger than {MOST_PIXELS // 1_000_000} megapixels, expected a camera image; "
+        "shrink or remove it"
+    )
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Return any image as 8-bit RGB: 16-bit greys scaled, what is transparent on black."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, image_shape: tuple[int, int]) -> Frame:
+    """Crop about the centre to the aspect of (H, W) and average to that size: uint8 [H, W, 3]."""
+    height, width = image_shape
+    scale = min(image.width / width, image.height / height)
+    crop_width, crop_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
+    cropped = image.crop((left, top, left + crop_width, top + crop_height))
+    return np.array(rgb(cropped).resize((width, height), Image.Resampling.BOX), np.uint8)
