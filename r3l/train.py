@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
@@ -245,7 +245,8 @@ def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], b
     actor, learner, config = training.actor, training.learner, training.config
     while not is_stopped():
         if not learner.is_pretrained and learner.steps >= config.phases.exploration_steps:
-            pretrain(training, watchers)
+            training.save()
+            pretrain(training, watchers, is_stopped)
         while learner.owed() > 0 and not is_stopped():
             metrics = learner.update()
             if learner.updates % 10 == 0:
@@ -259,11 +260,17 @@ def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], b
             watcher.on_step(actor.steps)
 
 
-def pretrain(training: Training, watchers: list[Watcher]) -> None:
-    """Fit encoder, judge and classifier on what exploration saw."""
+class StoppedError(Exception):
+    """A stop was asked for during pretraining: its first part is dropped, the checkpoint before it stands."""
+
+
+def pretrain(training: Training, watchers: list[Watcher], is_stopped: Callable[[], bool]) -> None:
+    """Fit encoder, judge and classifier on what exploration saw: all of it, or StoppedError."""
     with progress_bar("encoder", "update", 1) as bar:
 
         def show(done: int, total: int) -> None:
+            if is_stopped():
+                raise StoppedError
             bar.total = total
             bar.update(done + 1 - bar.n)
 
@@ -315,9 +322,11 @@ def train(run: Run) -> bool:
         if start == 0:
             curves.evaluate()
         watchers: list[Watcher] = [Numbers(training, metrics, bar), curves, Checkpoints(training)]
-        loop(training, watchers, is_stopped)
-        training.save()
-        training.publish()
-        is_done = training.actor.steps >= run.config.steps
+        is_done = False
+        with suppress(StoppedError):
+            loop(training, watchers, is_stopped)
+            training.save()
+            training.publish()
+            is_done = training.actor.steps >= run.config.steps
         run.event("end" if is_done else "stop", f"at step {training.actor.steps}; safety {training.safe.counts()}")
         return is_done

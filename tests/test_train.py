@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, RunMaker, stored, tiny
+from torch import Tensor
 
 import r3l.truth
 from r3l.checkpoint import load_checkpoint
 from r3l.config import PRESETS, VARIANTS, Config, UserError
 from r3l.hardware.twin import Twin
 from r3l.jsonl import read_jsonl
+from r3l.learner import Learner
 from r3l.run import Run
 from r3l.tasks.valve import Valve, ValveScene
 from r3l.train import pick_device, train
@@ -46,6 +49,7 @@ import os, sys
 from pathlib import Path
 import torch
 from r3l.experience import ExperienceStore
+from r3l.learner import Learner
 from r3l.run import Run
 from r3l.train import train
 torch.set_num_threads(1)
@@ -212,6 +216,34 @@ def test_ctrl_c_ends_with_130_a_checkpoint_and_a_run_that_goes_on(tmp_path: Path
     assert sum(row.step > 0 for row in rows) == steps + 5
     assert len({row.segment for row in rows}) <= segments + 1, "the episode went on"
     assert updates_of(run) == steps + 5 - 60
+
+
+def test_a_stop_during_pretraining_is_obeyed_at_once_and_leaves_no_trace(
+    tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, run = (make_run(tmp_path / name, tiny(steps=70)) for name in ("undisturbed", "stopped"))
+    assert train(undisturbed)
+    updates: list[float] = []
+    real = Learner._update_vae
+
+    def stop_during_the_first(self: Learner, tether: float) -> dict[str, Tensor]:
+        updates.append(tether)
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, tether)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_update_vae", stop_during_the_first)
+        assert not train(run)
+    assert len(updates) == 1 < run.config.vae.pretrain_updates
+    assert events_of(run)[-1][0] == "stop"
+    before = load_checkpoint(run.checkpoints, print)
+    assert before is not None
+    assert before[1]["learner"]["is_pretrained"] is False
+    assert train(Run.open(run.folder))
+    expected, found = (load_checkpoint(each.checkpoints, print) for each in (undisturbed, run))
+    assert expected is not None
+    assert found is not None
+    assert all(torch.equal(tensor, found[0][name]) for name, tensor in expected[0].items())
 
 
 def test_a_corrupted_checkpoint_is_passed_over_and_said(tmp_path: Path, make_run: RunMaker) -> None:
