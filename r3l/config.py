@@ -87,6 +87,13 @@ class Config:
             raise UserError(f"config key 'sac.hidden' is {list(self.sac.hidden)}, expected widths of 1 or more")
         if self.vae.image_size % 8:
             raise UserError(f"config key 'vae.image_size' is {self.vae.image_size}, expected a multiple of 8")
+        classifies = self.reward == "classifier"
+        for key, sees, has_latent in (
+            ("novelty.sees", self.novelty.sees, self.state != "pixels"),
+            ("classifier.sees", self.classifier.sees, self.state == "latent" or not classifies),
+        ):
+            if sees == "latent" and not has_latent:
+                raise UserError(f"config key {key!r} is 'latent', and state {self.state!r} has none; set it to pixels")
 
     @property
     def reads_truth(self) -> bool:
@@ -176,8 +183,8 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
     ),
     "refreshed-encoder": lambda config: replace(config, vae=replace(config.vae, update_every=10)),
     "diagnostic-true-reward": _true_reward,
-    "diagnostic-true-state": lambda config: _true_reward(_true_state(config)),
-    "diagnostic-resets": lambda config: _resets(_true_reward(_true_state(config))),
+    "diagnostic-true-state": lambda config: _true_state(_true_reward(config)),
+    "diagnostic-resets": lambda config: _resets(_true_state(_true_reward(config))),
 }
 """Changes to a preset, on the same loop. What reads the twin's ground truth says `diagnostic`."""
 

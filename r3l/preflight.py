@@ -22,15 +22,18 @@ from threadpoolctl import threadpool_limits
 from r3l.actor import HOLD_STEPS
 from r3l.config import Config, UserError
 from r3l.env import RobotEnv
+from r3l.experience import PHASES, Row
 from r3l.goals import Goals
+from r3l.learner import Learner
+from r3l.networks import channels_first
 from r3l.registry import load_robot
-from r3l.robot import SimulatedRobot
-from r3l.sac import SAC, Batch
+from r3l.robot import Robot, SimulatedRobot
 from r3l.safety import SafeRobot
 from r3l.task import Task
+from r3l.train import pick_device
 
 PROBE_STEPS = 240
-PROBE_UPDATES = 12
+PROBE_UPDATES, PROBE_S = 20, 4.0
 CLEAR_AUC, USELESS_AUC = 0.9, 0.6
 BASE_MEMORY = 1 << 30
 """Bytes of a process with torch, its models and the simulator, measured at 0.8 GiB and rounded up."""
@@ -64,7 +67,7 @@ def check(config: Config, task: Task, goals: Goals, folder: Path) -> Preflight:
             )
         elif auc < CLEAR_AUC:
             lines.append(f"warning: below {CLEAR_AUC}; learning will be slow: take more, and more varied, goal images")
-    lines += _time_lines(config, step_s, _update_s(config, task))
+    lines += _time_lines(config, step_s, _update_s(config, task, robot, goals))
     for name, needed, free in (
         ("memory", _memory(config, task), available_memory()),
         ("disk", _disk(config, task), shutil.disk_usage(_existing(folder)).free),
@@ -113,35 +116,43 @@ def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]
         env.close()
 
 
-def _update_s(config: Config, task: Task) -> float:
-    """Return the seconds that updating one agent once takes here, from a few updates on random numbers."""
-    actions = len(task.rig.joints)
-    size = config.window * ((config.vae.latent_size if config.state == "latent" else 4) + 2 * actions)
-    side = (3 * config.window, task.rig.camera.height) if config.state == "pixels" else None
-    with torch.random.fork_rng(devices=[]):
-        agent = SAC(size, actions, replace(config.sac), image=side)
-        count = config.sac.batch_size
-        image = torch.zeros(count, side[0], side[1], side[1], dtype=torch.uint8) if side else None
-        zeros, seen = torch.zeros(count), torch.randn(count, size)
-        batch = Batch(seen, torch.zeros(count, actions), zeros, seen, zeros, image, image)
-        noise = torch.randn(2, count, actions)
-        agent.update(batch, noise)
-        began = time.monotonic()
-        for _ in range(PROBE_UPDATES):
-            agent.update(batch, noise)
-    return (time.monotonic() - began) / PROBE_UPDATES
+def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
+    """Return the seconds that one update of the run's learner takes here, measured on a replay of goal images."""
+    images = channels_first(goals.train)
+    learner = Learner(
+        replace(config, replay_capacity=max(len(images), 16)),
+        robot.spec,
+        images,
+        device=pick_device(config.device),
+        true_reward=task.true_reward if config.reads_truth else None,
+    )
+    replay = learner.replay
+    joints, diagnostic = np.zeros(len(robot.spec.joints), np.float32), np.zeros(len(robot.spec.diagnostic), np.float32)
+    for step, image in enumerate(goals.train):
+        row = Row(0, step, step % len(PHASES), image, joints, joints, joints, diagnostic, 0.0)
+        replay.add(row, torch.zeros(replay.latents.shape[1]))
+    learner.update()
+    began = time.monotonic()
+    done, spent_s = 0, 0.0
+    while done < PROBE_UPDATES and spent_s < PROBE_S:
+        learner.update()
+        done, spent_s = done + 1, time.monotonic() - began
+    return spent_s / done
 
 
 def _time_lines(config: Config, step_s: float, update_s: float) -> list[str]:
-    """Return what to expect of rate and end; relabelling and the other models take about a third more."""
-    agents = 1 if config.update_acting_only else 2
-    learning_s = step_s + 1.3 * agents * config.update_ratio * update_s
+    """Return what to expect of rate and end."""
+    learning_s = step_s + config.update_ratio * update_s
     learned = max(config.steps - config.phases.exploration_steps, 0)
-    pretrain_s = config.vae.pretrain_updates * 0.05 if config.state == "latent" else 0.0
+    pretrain_s = config.vae.pretrain_updates * 0.06 if config.state == "latent" else 0.0
     total_s = min(config.steps, config.phases.exploration_steps) * step_s + pretrain_s + learned * learning_s
     end = time.strftime("%a %H:%M", time.localtime(time.time() + total_s))
-    rate = f"rate: about {1 / learning_s:.0f} env steps per second"
+    rate = f"rate: about {_short(1 / learning_s)} env steps per second"
     return [f"{rate}; {config.steps} steps end about {end} ({total_s / 60:.0f} min)"]
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _memory(config: Config, task: Task) -> int:

@@ -134,6 +134,14 @@ def test_a_command_line_that_cannot_be_read_is_one_line(
         (["train", "valve", "--set", "=5"], "unknown config key ''"),
         (["train", "valve", "--set", "steps=many"], "config key 'steps' is 'many', expected int"),
         (["train", "valve", "--set", "sac=5"], "config key 'sac' is 5, expected a table"),
+        (
+            ["train", "valve", "--set", "state=pixels"],
+            "config key 'novelty.sees' is 'latent', and state 'pixels' has none",
+        ),
+        (
+            ["train", "valve", "--set", "state=diagnostic-true-state"],
+            "config key 'classifier.sees' is 'latent', and state 'diagnostic-true-state' has none",
+        ),
         (["train", "valve", "--set", "sac.hidden=5"], "config key 'sac.hidden' is 5"),
         (["train", "valve", "--set", "state=smell"], "config key 'state' is 'smell', expected one of 'latent'"),
         (["train", "valve", "--set", "sac.batch_size.x=1"], "config key 'sac.batch_size' is"),

@@ -9,7 +9,7 @@ from conftest import make_row
 from torch import Tensor
 
 from r3l.checkpoint import CheckpointError, Tensors, with_prefix
-from r3l.config import Config
+from r3l.config import VARIANTS, Config
 from r3l.experience import Row
 from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies, load_policies
 from r3l.replay import Replay
@@ -142,7 +142,7 @@ def config_of(kind: str) -> Config:
     base = Config(window=WINDOW, sac=SMALL, vae=VAEConfig(latent_size=4, image_size=16))
     if kind == "latent":
         return base
-    return replace(base, state="pixels") if kind == "pixels" else replace(base, state="diagnostic-true-state")
+    return replace(VARIANTS[kind](base), window=WINDOW)
 
 
 def weights_of(kind: str) -> tuple[Tensors, Policies]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from conftest import TINY, tiny
 from numpy.typing import NDArray
+from torch import Tensor
 
 from r3l import preflight
-from r3l.config import Config, UserError
+from r3l.config import VARIANTS, Config, UserError
 from r3l.goals import Goals, load_goals
+from r3l.learner import Learner
 from r3l.preflight import Preflight, available_memory, check, require, separability
 from r3l.registry import load_robot, load_task
 from r3l.robot import SimulatedRobot
@@ -122,8 +125,21 @@ def test_files_in_the_cache_do_not_count_as_used_memory(monkeypatch: pytest.Monk
     assert available_memory() == physical
 
 
-@pytest.mark.parametrize("state", ["latent", "pixels", "diagnostic-true-state"])
-def test_the_rate_of_every_kind_of_agent_is_measured(goals: Goals, tmp_path: Path, state: Any) -> None:
-    found = check(tiny(state=state), Valve(), goals, tmp_path)
+@pytest.mark.parametrize("variant", ["no-perturbation", "pixels", "diagnostic-true-state"])
+def test_the_rate_of_every_kind_of_agent_is_measured(goals: Goals, tmp_path: Path, variant: str) -> None:
+    found = check(VARIANTS[variant](tiny()), Valve(), goals, tmp_path)
     assert any("env steps per second" in line for line in found.lines)
-    assert TINY.steps == 120
+
+
+def test_the_rate_counts_everything_that_learns(goals: Goals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Learner._update_classifier
+
+    def slow(self: Learner) -> dict[str, Tensor]:
+        time.sleep(0.5)
+        return update(self)
+
+    monkeypatch.setattr(Learner, "_update_classifier", slow)
+    (line,) = [line for line in check(tiny(), Valve(), goals, tmp_path).lines if line.startswith("rate:")]
+    rate = float(line.split()[2])
+    assert TINY.classifier.update_every == 5
+    assert 5 < rate < 10.5, "half a second more in every fifth update"
