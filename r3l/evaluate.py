@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from r3l.actor import HOLD_STEPS
 from r3l.checkpoint import write_file
 from r3l.config import UserError
 from r3l.env import RobotEnv
@@ -79,7 +80,7 @@ class DoNothing:
 
 
 class RandomPolicy:
-    """Baseline: uniformly random targets, each held for three steps as in exploration."""
+    """Baseline: uniformly random targets, each held as long as in exploration."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ class RandomPolicy:
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
         """Learn the number of joints."""
-        if self._step % 3 == 0:
+        if self._step % HOLD_STEPS == 0:
             self._action = self._rng.uniform(-1, 1, applied.shape).astype(np.float32)
         self._step += 1
 
