@@ -39,6 +39,22 @@ class PhasesConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    """When the learned reward counts as ill."""
+
+    check_every: int = 500
+    """Env steps between two checks; 0 never checks."""
+    min_auc: float = 0.85
+    """Held-out goal images must rank above other frames at least this well (ROC-AUC; 0.5 is chance)."""
+    min_score: float = 0.5
+    """The held-out goal images' mean score must stay above this share of its best."""
+    max_elsewhere: float = 0.5
+    """Other frames' mean score must stay below this share of the held-out goal images'."""
+    grace_steps: int = 2000
+    """Env steps of learning that a classifier may take to become well for the first time."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run, saved as config.json before its first action."""
 
@@ -74,6 +90,7 @@ class Config:
     sac: SACConfig = field(default_factory=SACConfig)
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         """Raise UserError for the first value out of its range."""
@@ -135,6 +152,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "sac.averaging": (0, 1),
     "sac.initial_temperature": (1e-6, 100),
     "sac.target_entropy_per_action": (-100, 100),
+    "sac.noise_correlation": (0, 0.999),
     "novelty.hidden": (1, 65536),
     "novelty.embedding": (1, 65536),
     "novelty.learning_rate": (0, 1),
@@ -151,6 +169,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "classifier.mixup_alpha": (0, 100),
     "classifier.exploration_share": (0, 1),
     "classifier.logit_scale": (1e-6, 1e6),
+    "health.check_every": (0, MANY),
+    "health.min_auc": (0, 1),
+    "health.min_score": (0, 1),
+    "health.max_elsewhere": (0, 1),
+    "health.grace_steps": (0, MANY),
 }
 """Smallest and largest value of every number; what lies outside cannot work. NaN lies outside everything."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from r3l.networks import channels_first
 from r3l.policy import Policies, load_policies
 from r3l.progress import progress_bar
 from r3l.registry import load_robot, load_task
-from r3l.robot import FloatArray, Image, SimulatedRobot
+from r3l.robot import FloatArray, Image, SimulatedRobot, Truth
 from r3l.run import Run
 from r3l.safety import SafeRobot
 from r3l.task import Task
@@ -113,6 +113,8 @@ class Episode:
     """[T + 1, H, W, 3]."""
     threshold: float
     """Largest error of a success."""
+    truth: Truth = field(default_factory=dict)
+    """All that is true at the end, the parts of the error among it."""
 
     @property
     def final_error(self) -> float:
@@ -168,14 +170,18 @@ class Evaluator:
             behaviour.see(observed["image"], proprioception, info["applied"], info["diagnostic"])
             observed, _, _, _, info = self._env.step(behaviour.choose())
             frames.append(observed["image"])
-            errors.append(self._robot.truth()["error"])
-        return Episode(start.tolist(), errors, np.stack(frames), self._task.success_error)
+            truth = self._robot.truth()
+            errors.append(truth["error"])
+        return Episode(start.tolist(), errors, np.stack(frames), self._task.success_error, truth)
 
 
-def summarise(episodes: Sequence[Episode], verdicts: Sequence[bool] | None = None) -> dict[str, Any]:
+def summarise(
+    episodes: Sequence[Episode], verdicts: Sequence[bool] | None = None, thresholds: Sequence[float] = ()
+) -> dict[str, Any]:
     """Return what an evaluation found, as JSON values.
 
-    `success_interval` is the 95% Wilson interval; `judge` the confusion of the judge's verdicts with the truth.
+    `success_interval` is the 95% Wilson interval; `success_at` the success at other `thresholds` of the final error;
+    `judge` the confusion of the judge's verdicts with the truth.
     """
     successes = [episode.success for episode in episodes]
     interval = binomtest(sum(successes), len(successes)).proportion_ci(method="wilson")
@@ -183,6 +189,10 @@ def summarise(episodes: Sequence[Episode], verdicts: Sequence[bool] | None = Non
         "episodes": len(episodes),
         "success": float(np.mean(successes)),
         "success_interval": [float(interval.low), float(interval.high)],
+        "success_at": {
+            f"{threshold:g}": float(np.mean([episode.final_error <= threshold for episode in episodes]))
+            for threshold in thresholds
+        },
         "median_final_error": float(np.median([episode.final_error for episode in episodes])),
         "starts": [
             {
@@ -190,6 +200,7 @@ def summarise(episodes: Sequence[Episode], verdicts: Sequence[bool] | None = Non
                 "success": episode.success,
                 "final_error": episode.final_error,
                 "steps_to_success": episode.steps_to_success,
+                "truth": episode.truth,
             }
             for episode in episodes
         ],
@@ -240,7 +251,8 @@ def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool,
         with progress_bar("evaluate", "episode", count * len(behaviours)) as bar:
             for name, behaviour in behaviours.items():
                 episodes = evaluator.run(behaviour, count=count, seed=seed, on_episode=lambda: bar.update() and None)
-                found[name] = summarise(episodes, verdicts(judge, episodes) if judge else None)
+                judged = verdicts(judge, episodes) if judge else None
+                found[name] = summarise(episodes, judged, task.other_thresholds)
                 if name == "policy":
                     learned = episodes
     finally:
@@ -280,6 +292,7 @@ def print_evaluation(found: dict[str, Any], names: Sequence[str]) -> None:
         print(
             f"{name}: success {summary['success']:.2f} (95% interval {low:.2f} to {high:.2f}, {summary['episodes']} "
             f"episodes), median final error {summary['median_final_error']:.3f} {found['unit']}"
+            + "".join(f", {share:.2f} within {limit} {found['unit']}" for limit, share in summary["success_at"].items())
         )
     judge = found["policy"].get("judge")
     if judge:

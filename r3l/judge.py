@@ -112,6 +112,10 @@ class Judge:
         """Return the probability of success: uint8 [B, 3, H, W] to float32 [B] in [0, 1]."""
         return torch.sigmoid(self.log_odds(images))
 
+    def accepts(self, images: Tensor) -> Tensor:
+        """Say of each image alone whether it shows success: uint8 [B, 3, H, W] to bool [B]."""
+        return self.log_odds(images) >= self.calibration.threshold
+
     def verdict(self, frames: Tensor) -> bool:
         """Say whether an episode ended in success, from its frames uint8 [T, 3, H, W] in order, T at least 1.
 

@@ -105,7 +105,8 @@ class Learner:
     def policies(self) -> Policies:
         """Return what acts, sharing the live weights."""
         actors = {name: agent.actor for name, agent in self.agents.items()}
-        return Policies(self.encoder, actors, self.config.window, self.device)
+        correlation = self.config.sac.noise_correlation
+        return Policies(self.encoder, actors, self.config.window, self.device, noise_correlation=correlation)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return every learned model by name."""
@@ -238,6 +239,17 @@ class Learner:
         """Return the novelty reward for replay positions: [B] int64 to [B] float32."""
         novelty = self.novelty.get(owner, self.novelty["perturbation"])
         return novelty.reward(self._states(rows, self.config.novelty.sees))
+
+    def success_of_rows(self, rows: Tensor) -> Tensor:
+        """Return the success classifier's probability for replay positions: [B] int64 to [B] float32."""
+        sees = self.config.classifier.sees
+        return torch.cat([self.classifier.probability(self._states(part, sees).float()) for part in rows.split(256)])
+
+    def success_of_images(self, images: Tensor) -> Tensor:
+        """Return the success classifier's probability for images: uint8 [B, 3, H, W] to [B] float32."""
+        images = images.to(self.device)
+        states = images if self.config.classifier.sees == "pixels" else self._encode(images)
+        return torch.cat([self.classifier.probability(part.float()) for part in states.split(256)])
 
     def exploration_images(self) -> Tensor:
         """Return the images of the exploration phase: uint8 [N, 3, H, W]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
@@ -47,16 +48,27 @@ class Policies:
     Holds the actor networks by name (task, perturbation): they see the same window, encoded once.
     """
 
-    def __init__(self, encoder: Encoder, actors: Mapping[str, Actor], window: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        actors: Mapping[str, Actor],
+        window: int,
+        device: torch.device,
+        *,
+        noise_correlation: float = 0.0,
+    ) -> None:
         self._encoder, self._actors, self._device = encoder, actors, device
+        self._correlation = noise_correlation
+        self._noise: Tensor | None = None
         self._rows: deque[Tensor] = deque(maxlen=window)
         self._images: deque[Tensor] = deque(maxlen=window)
         self._sees_pixels = any(actor.trunk is not None for actor in actors.values())
 
     def begin(self) -> None:
-        """Forget the window."""
+        """Forget the window, and the noise."""
         self._rows.clear()
         self._images.clear()
+        self._noise = None
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
         """Take in one observation: image [H, W, 3] uint8, the others [A], [A], [D] float32."""
@@ -70,17 +82,19 @@ class Policies:
             self._images.append(pixels[0])
 
     def state(self) -> Tensors:
-        """Return the window, for checkpoints."""
+        """Return the window and the noise, for checkpoints."""
         if not self._rows:
             return {}
-        return {"rows": torch.stack(list(self._rows)), "images": torch.stack(list(self._images))}
+        noise = {} if self._noise is None else {"noise": self._noise}
+        return {"rows": torch.stack(list(self._rows)), "images": torch.stack(list(self._images))} | noise
 
     def restore(self, tensors: Tensors) -> None:
-        """Go on with the window that `state` returned."""
+        """Go on with the window and the noise that `state` returned."""
         self.begin()
         if tensors:
             self._rows.extend(tensors["rows"].to(self._device))
             self._images.extend(tensors["images"].to(self._device))
+            self._noise = tensors.get("noise")
 
     def act(self, name: str, generator: torch.Generator | None = None) -> FloatArray:
         """Return the named actor's action [A] in [-1, 1]: sampled with a generator, the mean without.
@@ -92,8 +106,17 @@ class Policies:
             raise ValueError("the policy has seen nothing yet; call see() before act()")
         observation = torch.cat(list(self._rows))[None]
         image = torch.cat(list(self._images))[None] if self._sees_pixels else None
-        action = self._actors[name].act(observation, image, generator=generator)
+        noise = None if generator is None else self._next_noise(self._actors[name].actions, generator)
+        action = self._actors[name].act(observation, image, noise=noise)
         return action[0].cpu().numpy()
+
+    def _next_noise(self, actions: int, generator: torch.Generator) -> Tensor:
+        """Return standard normal noise [1, A], correlated with the last step's: each alone is what SAC samples."""
+        fresh = torch.randn(1, actions, generator=generator)
+        if self._noise is not None:
+            fresh = self._correlation * self._noise + math.sqrt(1 - self._correlation**2) * fresh
+        self._noise = fresh
+        return fresh.to(self._device)
 
 
 def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: torch.device) -> Policies:

@@ -38,6 +38,8 @@ class SACConfig:
     initial_temperature: float = 0.1
     target_entropy_per_action: float = -0.5
     """Target entropy divided by the number of actions."""
+    noise_correlation: float = 0.0
+    """How far the noise of an action while acting resembles the last step's, 0 (white) to just under 1."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Actor(nn.Module):
 
     def __init__(self, features: int, actions: int, hidden: tuple[int, ...], trunk: ConvNet | None) -> None:
         super().__init__()
+        self.actions = actions
         self.trunk = trunk
         self.body = mlp((features, *hidden, 2 * actions))
 
@@ -105,13 +108,10 @@ class Actor(nn.Module):
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
 
     @torch.no_grad()
-    def act(
-        self, observation: Tensor, image: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return actions [B, A] in [-1, 1]: sampled with a generator, the mean without."""
+    def act(self, observation: Tensor, image: Tensor | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """Return actions [B, A] in [-1, 1]: of standard normal `noise` [B, A], or the mean without."""
         mean, log_std = self.gaussian(self.features(observation, image))
-        if generator is not None:
-            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        if noise is not None:
             mean = mean + noise * log_std.exp()
         return torch.tanh(mean)
 

@@ -15,9 +15,20 @@ from r3l.config import UserError, from_dict
 from r3l.robot import CameraSpec, FloatArray, Joint, Truth
 
 
+@dataclass(frozen=True)
+class CameraPose:
+    """Where the twin's camera is (m), what it looks at (m), its vertical field of view (degrees)."""
+
+    eye_m: tuple[float, float, float] = (0.0, 0.001, 0.28)
+    target_m: tuple[float, float, float] = (0.0, 0.0, 0.03)
+    field_of_view_deg: float = 36.0
+
+
 class Scene(ABC):
     """A task's objects inside the twin."""
 
+    camera: CameraPose = CameraPose()
+    """From the palm, straight down between the fingers."""
     state_names: tuple[str, ...]
     """Names of the values of `state`."""
     bodies: tuple[int, ...]
@@ -89,6 +100,8 @@ class Task(ABC):
     success_error: float
     """Largest true error of a success, in `error_unit`."""
     error_unit: str
+    other_thresholds: tuple[float, ...] = ()
+    """Other errors at which success is reported too, in `error_unit`."""
     minimum_goals: int = 20
 
     @property

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from r3l.actor import Actor
 from r3l.checkpoint import Tensors, load_checkpoint, save_checkpoint, save_tensors, under_prefix, with_prefix
 from r3l.config import UserError
 from r3l.env import RobotEnv
-from r3l.evaluate import Evaluator, TaskPolicy, summarise, verdicts
 from r3l.experience import ExperienceStore
 from r3l.goals import load_goals
-from r3l.jsonl import append_jsonl
-from r3l.judge import Examples, Judge, fit
+from r3l.judge import Examples, fit
 from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
-from r3l.policy import load_policies
 from r3l.progress import progress_bar
 from r3l.registry import load_robot, load_task
 from r3l.robot import Robot, SimulatedRobot
 from r3l.run import Run
 from r3l.safety import SafeRobot
 from r3l.truth import TruthRecorder
-
-METRICS_EVERY = 250
+from r3l.watchers import METRICS_EVERY, Checkpoints, Curves, Health, Numbers, Watcher
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,18 +37,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not has_cuda:
         raise UserError("device 'cuda' was asked for and torch finds none; use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
-
-
-class Watcher(Protocol):
-    """Something that watches a run; the loop does not know what it does."""
-
-    def on_step(self, step: int) -> None:
-        """Called after each env step and its updates."""
-        ...
-
-    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Called with the metrics of some updates."""
-        ...
 
 
 class Training:
@@ -160,86 +143,6 @@ def move_home(robot: Robot, home_rad: np.ndarray[Any, Any], periods: int) -> Non
         robot.observe()
 
 
-class Curves:
-    """Watches a run: publishes weights, evaluates them in a second simulated robot, keeps the success curve."""
-
-    def __init__(self, training: Training, metrics: MetricsWriter) -> None:
-        self._training, self._metrics = training, metrics
-        self._every = training.config.evaluate_every
-        self._evaluator: Evaluator | None = None
-        if self._every and isinstance(training.robot, SimulatedRobot):
-            twin = load_robot(training.config.robot, training.task, diagnostic=training.config.reads_truth)
-            assert isinstance(twin, SimulatedRobot)
-            self._evaluator = Evaluator(training.task, twin)
-
-    def on_step(self, step: int) -> None:
-        """Publish and evaluate when it is time."""
-        if self._every and step % self._every == 0:
-            self.evaluate()
-
-    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Nothing to keep."""
-
-    def evaluate(self) -> None:
-        """Publish the weights and evaluate the published file."""
-        training = self._training
-        step = training.publish()
-        if self._evaluator is None:
-            return
-        weights = training.run.read_weights(step)
-        policies = load_policies(training.config, training.robot.spec, weights, training.device)
-        episodes = self._evaluator.run(TaskPolicy(policies))
-        judged = None
-        if training.run.judge.exists():
-            judged = verdicts(Judge.load(training.run.judge), episodes)
-        summary = summarise(episodes, judged)
-        append_jsonl(training.run.evaluations, {"step": step} | summary)
-        shown = {"evaluation/success": summary["success"], "evaluation/error": summary["median_final_error"]}
-        if judged is not None:
-            shown["evaluation/judged_success"] = float(np.mean(judged))
-        self._metrics.write(step, shown)
-        tqdm.write(f"step {step}: success {summary['success']:.2f} from {len(episodes)} starts")
-
-    def close(self) -> None:
-        """Release the second robot."""
-        if self._evaluator is not None:
-            self._evaluator.close()
-
-
-class Numbers:
-    """Watches a run: metrics of updates, the reward of the newest steps, the safety counters, a progress bar."""
-
-    def __init__(self, training: Training, metrics: MetricsWriter, bar: tqdm[Any]) -> None:
-        self._training, self._metrics, self._bar = training, metrics, bar
-
-    def on_step(self, step: int) -> None:
-        """Move the bar; now and then write the numbers."""
-        self._bar.update(step - self._bar.n)
-        if step % METRICS_EVERY == 0:
-            counts = {f"safety/{name}": float(count) for name, count in self._training.safe.counts().items()}
-            self._metrics.add(counts | self._training.learner.reward_check())
-        self._metrics.on_step(step)
-
-    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Take in metrics."""
-        self._metrics.add(metrics)
-
-
-class Checkpoints:
-    """Watches a run: writes a checkpoint at the configured steps."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-
-    def on_step(self, step: int) -> None:
-        """Save when it is time."""
-        if step % self._training.config.checkpoint_every == 0:
-            self._training.save()
-
-    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Nothing to keep."""
-
-
 def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], bool]) -> None:
     """Take turns until the configured number of env steps: act, follow, pretrain once, update what is owed."""
     actor, learner, config = training.actor, training.learner, training.config
@@ -321,7 +224,12 @@ def train(run: Run) -> bool:
         bar = stack.enter_context(progress_bar(run.folder.name, "step", run.config.steps, start))
         if start == 0:
             curves.evaluate()
-        watchers: list[Watcher] = [Numbers(training, metrics, bar), curves, Checkpoints(training)]
+        watchers: list[Watcher] = [
+            Numbers(training, metrics, bar),
+            curves,
+            Health(training, metrics),
+            Checkpoints(training),
+        ]
         is_done = False
         with suppress(StoppedError):
             loop(training, watchers, is_stopped)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from r3l.experience import Row
 from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies, load_policies
 from r3l.replay import Replay
 from r3l.robot import CameraSpec, Joint, RobotSpec
-from r3l.sac import Actor, SACConfig, build_actor
+from r3l.sac import LOG_STD_MAX, LOG_STD_MIN, Actor, SACConfig, build_actor
 from r3l.vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")
@@ -111,6 +112,38 @@ def test_sampled_actions_repeat_with_the_generator_and_the_mean_without() -> Non
     assert np.array_equal(sampled[0], sampled[1])
     assert not np.array_equal(sampled[0], sampled[2])
     assert np.array_equal(policies.act("task"), policies.act("task"))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_noise_is_standard_normal_and_resembles_the_last_steps_as_configured(correlation: float) -> None:
+    encoder, latents = encoder_of("latent")
+    policies = Policies(encoder, actors_of(latents), WINDOW, CPU, noise_correlation=correlation)
+    for actor in policies._actors.values():
+        for parameter in actor.body[-1].parameters():
+            torch.nn.init.zeros_(parameter)
+    see(policies, rows_of(1)[0])
+    draws = torch.Generator().manual_seed(0)
+    deviation = math.exp(0.5 * (LOG_STD_MIN + LOG_STD_MAX))
+    noise = np.arctanh([policies.act("task", draws) for _ in range(20_000)]) / deviation
+    assert noise.mean() == pytest.approx(0, abs=0.1)
+    assert noise.std() == pytest.approx(1, abs=0.05)
+    assert np.corrcoef(noise[1:, 0], noise[:-1, 0])[0, 1] == pytest.approx(correlation, abs=0.03)
+
+
+def test_a_restored_policy_goes_on_with_the_noise_and_a_new_segment_without() -> None:
+    encoder, latents = encoder_of("latent")
+    actors = actors_of(latents)
+    saved = Policies(encoder, actors, WINDOW, CPU, noise_correlation=0.9)
+    restored = Policies(encoder, actors, WINDOW, CPU, noise_correlation=0.9)
+    row = rows_of(1)[0]
+    see(saved, row)
+    saved.act("task", torch.Generator().manual_seed(1))
+    restored.restore(saved.state())
+    again = [policies.act("task", torch.Generator().manual_seed(2)) for policies in (saved, restored)]
+    assert np.array_equal(again[0], again[1])
+    saved.begin()
+    see(saved, row)
+    assert not np.array_equal(saved.act("task", torch.Generator().manual_seed(2)), again[0])
 
 
 @pytest.mark.parametrize("begun", [True, False])

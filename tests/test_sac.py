@@ -165,12 +165,13 @@ def test_an_agent_that_sees_pixels_says_so_when_it_gets_none() -> None:
         actor.act(torch.zeros(1, FEATURES))
 
 
-def test_actions_are_the_mean_without_a_generator_and_seeded_samples_with_one() -> None:
+def test_actions_are_the_mean_without_noise_and_samples_with_it() -> None:
     actor = agent_of().actor
     observation = torch.randn(200, FEATURES, generator=generator())
     mean = actor.act(observation)
     assert torch.equal(mean, actor.act(observation))
-    samples = [actor.act(observation, generator=generator(seed)) for seed in (0, 0, 1)]
+    noises = [torch.randn(200, ACTIONS, generator=generator(seed)) for seed in (0, 0, 1)]
+    samples = [actor.act(observation, noise=noise) for noise in noises]
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
     assert samples[0].abs().max() <= 1
