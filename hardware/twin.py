@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,6 @@ JOINTS = tuple(
 )
 
 
-@dataclass(frozen=True)
-class CameraPose:
-    """Where the camera is (m), what it looks at (m), its vertical field of view (degrees)."""
-
-    eye_m: tuple[float, float, float] = (0.0, 0.001, 0.28)
-    target_m: tuple[float, float, float] = (0.0, 0.0, 0.03)
-    field_of_view_deg: float = 36.0
-
-
 class Twin(SimulatedRobot):
     """A simulated three-finger hand. Simulated time advances one control period per `command`, `observe` pair.
 
@@ -54,7 +44,6 @@ class Twin(SimulatedRobot):
         home_rad: FloatArray,
         control_hz: float = 10.0,
         camera: CameraSpec | None = None,
-        camera_pose: CameraPose | None = None,
         workspace: tuple[Joint, ...] = JOINTS,
         diagnostic: bool = False,
     ) -> None:
@@ -64,7 +53,7 @@ class Twin(SimulatedRobot):
         names = scene.state_names if diagnostic else ()
         self._spec = RobotSpec(JOINTS, control_hz, camera or CameraSpec(), names)
         self._diagnostic = diagnostic
-        self._pose = camera_pose or CameraPose()
+        self._pose = scene.camera
         self._client: Any = None
         self._fingers: list[int] = []
         self._pending_s = 0.0

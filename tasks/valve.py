@@ -65,6 +65,7 @@ class Valve(Task):
     episode_steps = 50
     success_error = math.radians(15)
     error_unit = "rad"
+    other_thresholds = (0.1, math.radians(30))
 
     @property
     def rig(self) -> Rig:

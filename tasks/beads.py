@@ -1,0 +1,118 @@
+"""Slide four beads along a rail until two are at its left end and two at its right end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r3l.robot import FloatArray, Truth
+from r3l.task import CameraPose, Rig, Scene, Task, load_rig
+
+FOLDER = Path(__file__).parent
+BEADS = 4
+TRAVEL_M = 0.0475
+"""How far each bead slides to either side of its place in the middle; neighbours push one another."""
+FRICTION_N = 0.3
+GOAL_M = np.array([-TRAVEL_M, -TRAVEL_M, TRAVEL_M, TRAVEL_M], np.float32)
+LAYOUTS = np.array(
+    [
+        [-1, -1, -1, -1],
+        [1, 1, 1, 1],
+        [0, 0, 0, 0],
+        [-0.5, 0, 0, 0.5],
+        [-1, -1, -1, 0],
+        [0, 1, 1, 1],
+        [-1, -1, -0.5, -0.5],
+        [0.5, 0.5, 1, 1],
+    ],
+    np.float32,
+)
+"""The fixed starts, in units of the travel."""
+UNSOLVED_M = 0.03
+"""Smallest mean error of a start: one nudge does not solve it."""
+
+
+class BeadsScene(Scene):
+    """Beads on their rail; friction holds them where they are left."""
+
+    state_names = tuple(f"diagnostic_{what}{bead}" for what in ("place", "velocity") for bead in range(BEADS))
+    camera = CameraPose(field_of_view_deg=44.0)
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self.bodies = ()
+
+    def load(self, client: Any) -> None:
+        flags = client.URDF_USE_SELF_COLLISION
+        body = client.loadURDF(str(FOLDER / "beads.urdf"), useFixedBase=True, flags=flags)
+        for bead in range(BEADS):
+            client.changeDynamics(body, bead, lateralFriction=0.8, jointLowerLimit=-TRAVEL_M, jointUpperLimit=TRAVEL_M)
+            client.setJointMotorControl2(body, bead, client.VELOCITY_CONTROL, targetVelocity=0.0, force=FRICTION_N)
+        self._client, self.bodies = client, (body,)
+
+    def place(self, state: FloatArray) -> None:
+        for bead, place in enumerate(state):
+            self._client.resetJointState(self.bodies[0], bead, float(place), 0.0)
+
+    def truth(self) -> Truth:
+        errors = np.abs(self._joints()[0] - GOAL_M)
+        parts = {f"bead{bead}_error_m": float(error) for bead, error in enumerate(errors)}
+        return parts | {"error": float(errors.mean())}
+
+    def state(self) -> FloatArray:
+        places, velocities = self._joints()
+        return np.concatenate([places / TRAVEL_M, 5 * velocities]).astype(np.float32)
+
+    def _joints(self) -> tuple[FloatArray, FloatArray]:
+        states = self._client.getJointStates(self.bodies[0], list(range(BEADS)))
+        return np.array([joint[0] for joint in states]), np.array([joint[1] for joint in states])
+
+
+class Beads(Task):
+    """Slide two beads to the left end and two to the right."""
+
+    name = "beads"
+    description = "slide four beads on a rail: two to the left end, two to the right"
+    episode_steps = 50
+    success_error = 0.02
+    error_unit = "m"
+    other_thresholds = (0.01,)
+
+    @property
+    def rig(self) -> Rig:
+        return load_rig(FOLDER / "beads.toml")
+
+    def scene(self) -> BeadsScene:
+        return BeadsScene()
+
+    def start_states(self, count: int, seed: int) -> FloatArray:
+        """Return the fixed layouts first, then random ones by `seed`."""
+        rng = np.random.default_rng(seed)
+        states = list(LAYOUTS * TRAVEL_M)
+        while len(states) < count:
+            state = self.random_states(1, rng)[0]
+            if np.abs(state - GOAL_M).mean() >= UNSOLVED_M:
+                states.append(state)
+        return np.stack(states[:count])
+
+    def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Every bead within 1 cm of its end: what a careful hand does."""
+        inwards = rng.uniform(0, 0.01, (count, BEADS)) * -np.sign(GOAL_M)
+        # The outer bead of a pair is never farther from the end than the inner one.
+        inwards[:, 0], inwards[:, 1] = inwards[:, :2].min(1), inwards[:, :2].max(1)
+        inwards[:, 2], inwards[:, 3] = inwards[:, 2:].min(1), inwards[:, 2:].max(1)
+        return (GOAL_M + inwards).astype(np.float32)
+
+    def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Places in the order of the rail."""
+        return np.sort(rng.uniform(-TRAVEL_M, TRAVEL_M, (count, BEADS))).astype(np.float32)
+
+    def true_reward(self, state: Tensor) -> Tensor:
+        """Return exp(-(mean error / 0.02 m)^2 / 2) from [places, velocities]."""
+        goal = torch.from_numpy(GOAL_M).to(state.device) / TRAVEL_M
+        error = (state[:, :BEADS] - goal).abs().mean(-1) * TRAVEL_M
+        return torch.exp(-0.5 * (error / 0.02).square())

@@ -1,0 +1,180 @@
+"""Push and turn a free three-prong object until it lies in the middle at the goal angle."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r3l.robot import FloatArray, Truth
+from r3l.task import CameraPose, Rig, Scene, Task, load_rig
+
+FOLDER = Path(__file__).parent
+GOAL_RAD = 0.5
+NEAR_M, NEAR_RAD = 0.03, math.radians(20)
+"""A success lies this near the middle and is turned this near the goal."""
+FAR_M, FAR_RAD = 0.06, math.radians(45)
+"""A start lies at least this far off, or is turned at least this far; where it lies flat it is the turn that counts."""
+PRONG_M, HALF_WIDTH_M = 0.046, 0.009
+"""The object's prongs: where they end, and half their width."""
+BORDER_RADIUS_M, BORDER_WIDTH_M, SLOPE_RAD, SIDES = 0.08, 0.17, math.radians(30), 16
+"""The flat table ends here, and slopes up so far that no finger can push the object over the edge."""
+REACH_M = 0.041
+"""The object's centre is never farther out than this, all prongs on the flat table."""
+
+
+def wrap(angle_rad: float) -> float:
+    """Return the angle in (-pi, pi]."""
+    return math.pi - (math.pi - angle_rad) % (2 * math.pi)
+
+
+class RepositionScene(Scene):
+    """A three-prong object on a round table whose border slopes up: what is pushed out slides back."""
+
+    state_names = tuple(
+        f"diagnostic_{name}" for name in ("x", "y", "cos", "sin", "velocity_x", "velocity_y", "turning")
+    )
+    camera = CameraPose(field_of_view_deg=50.0)
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self.bodies = ()
+
+    def load(self, client: Any) -> None:
+        self._load_border(client)
+        body = client.loadURDF(str(FOLDER / "reposition.urdf"), [0, 0, 0.001])
+        client.changeDynamics(body, -1, lateralFriction=0.6, rollingFriction=0.0, linearDamping=0.1, angularDamping=0.1)
+        self._client, self.bodies = client, (body,)
+
+    def _load_border(self, client: Any) -> None:
+        """Create the border as one body of slanted boards: round enough that no corner holds the object."""
+        half = [BORDER_WIDTH_M / 2, 1.1 * (BORDER_RADIUS_M + BORDER_WIDTH_M) * math.tan(math.pi / SIDES), 0.004]
+        reach = BORDER_RADIUS_M + math.cos(SLOPE_RAD) * half[0] + math.sin(SLOPE_RAD) * half[2]
+        height = math.sin(SLOPE_RAD) * half[0] - math.cos(SLOPE_RAD) * half[2]
+        sides = [2 * math.pi * side / SIDES for side in range(SIDES)]
+        places = [[reach * math.cos(side), reach * math.sin(side), height] for side in sides]
+        turns = [client.getQuaternionFromEuler([0, -SLOPE_RAD, side]) for side in sides]
+        boxes = {"shapeTypes": [client.GEOM_BOX] * SIDES, "halfExtents": [half] * SIDES}
+        shape = client.createCollisionShapeArray(
+            **boxes, collisionFramePositions=places, collisionFrameOrientations=turns
+        )
+        colour = [[0.30, 0.38, 0.47, 1]] * SIDES
+        look = client.createVisualShapeArray(
+            **boxes, rgbaColors=colour, visualFramePositions=places, visualFrameOrientations=turns
+        )
+        border = client.createMultiBody(0, shape, look)
+        client.changeDynamics(border, -1, lateralFriction=0.2)
+
+    def place(self, state: FloatArray) -> None:
+        x, y, angle = map(float, state)
+        turn = self._client.getQuaternionFromEuler([0, 0, angle])
+        self._client.resetBasePositionAndOrientation(self.bodies[0], [x, y, 0.001], turn)
+        self._client.resetBaseVelocity(self.bodies[0], [0, 0, 0], [0, 0, 0])
+
+    def truth(self) -> Truth:
+        (x, y, z), turn = self._client.getBasePositionAndOrientation(self.bodies[0])
+        matrix = self._client.getMatrixFromQuaternion(turn)
+        angle = math.atan2(matrix[3], matrix[0])
+        distance, turned = math.hypot(x, y), abs(wrap(angle - GOAL_RAD))
+        return {
+            "x_m": x,
+            "y_m": y,
+            "z_m": z,
+            "upright": matrix[8],
+            "angle_rad": angle,
+            "distance_m": distance,
+            "turned_rad": turned,
+            "error": max(distance / NEAR_M, turned / NEAR_RAD),
+        }
+
+    def state(self) -> FloatArray:
+        truth = self.truth()
+        (vx, vy, _), (_, _, turning) = self._client.getBaseVelocity(self.bodies[0])
+        angle = truth["angle_rad"]
+        pose = [truth["x_m"] / REACH_M, truth["y_m"] / REACH_M, math.cos(angle), math.sin(angle)]
+        return np.array([*pose, 5 * vx, 5 * vy, 0.2 * turning], np.float32)
+
+
+class Reposition(Task):
+    """Bring the object to the middle, its red prong to the goal angle."""
+
+    name = "reposition"
+    description = "push and turn a free three-prong object to the middle and the goal angle"
+    episode_steps = 50
+    success_error = 1.0
+    error_unit = "tolerances"
+    other_thresholds = (0.5, 1.5, 2.0)
+
+    @property
+    def rig(self) -> Rig:
+        return load_rig(FOLDER / "reposition.toml")
+
+    def scene(self) -> RepositionScene:
+        return RepositionScene()
+
+    def start_states(self, count: int, seed: int) -> FloatArray:
+        """Return 15 fixed poses first, then random ones by `seed`."""
+        rng = np.random.default_rng(seed)
+        states = fixed_poses()
+        while len(states) < count:
+            state = self.random_states(1, rng)[0]
+            if math.hypot(state[0], state[1]) >= FAR_M or abs(wrap(float(state[2]) - GOAL_RAD)) >= FAR_RAD:
+                states.append(state)
+        return np.stack(states[:count])
+
+    def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Within 1 cm of the middle and 0.1 rad of the goal: what a careful hand does."""
+        states = _in_disc(count, 0.01, rng)
+        return np.concatenate([states, GOAL_RAD + rng.uniform(-0.1, 0.1, (count, 1))], 1).astype(np.float32)
+
+    def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
+        states: list[FloatArray] = []
+        while len(states) < count:
+            place = _in_disc(1, REACH_M, rng)[0]
+            state = np.array([*place, rng.uniform(-math.pi, math.pi)], np.float32)
+            if lies_flat(state):
+                states.append(state)
+        return np.stack(states)
+
+    def true_reward(self, state: Tensor) -> Tensor:
+        """Return exp(-((distance / 0.04 m)^2 + (angle / 0.4 rad)^2) / 2) from [x, y, cos, sin, velocities]."""
+        distance = state[:, :2].norm(dim=-1) * REACH_M
+        angle = torch.atan2(state[:, 3], state[:, 2]) - GOAL_RAD
+        turned = torch.atan2(torch.sin(angle), torch.cos(angle))
+        return torch.exp(-0.5 * ((distance / 0.04).square() + (turned / 0.4).square()))
+
+
+def lies_flat(state: FloatArray) -> bool:
+    """Return whether every prong of the object at [x, y, angle] is on the flat table."""
+    x, y, angle = map(float, state)
+    out = math.hypot(PRONG_M, HALF_WIDTH_M)
+    corners = [
+        angle + 2 * math.pi * prong / 3 + side * math.atan2(HALF_WIDTH_M, PRONG_M)
+        for prong in range(3)
+        for side in (-1, 1)
+    ]
+    return all(math.hypot(x + out * math.cos(c), y + out * math.sin(c)) <= BORDER_RADIUS_M for c in corners)
+
+
+def fixed_poses() -> list[FloatArray]:
+    """Return the fixed starts: three in the middle, six half way out, six as far out as it lies flat."""
+    poses = [(0.0, 0.0, GOAL_RAD + math.radians(turn)) for turn in (90, 180, 270)]
+    for index in range(6):
+        place = math.radians(60 * index)
+        poses.append((0.02 * math.cos(place), 0.02 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
+    # Two prongs point outwards; which two is chosen so that no start is turned as the goal is.
+    for index, prong in enumerate((0, 0, 1, 0, 2, 1)):
+        place = math.radians(30 + 60 * index)
+        poses.append((0.04 * math.cos(place), 0.04 * math.sin(place), place + math.radians(60 + 120 * prong)))
+    return [np.array([x, y, wrap(angle)], np.float32) for x, y, angle in poses]
+
+
+def _in_disc(count: int, radius_m: float, rng: np.random.Generator) -> FloatArray:
+    radius = radius_m * np.sqrt(rng.uniform(0, 1, count))
+    place = rng.uniform(-math.pi, math.pi, count)
+    points: FloatArray = np.stack([radius * np.cos(place), radius * np.sin(place)], 1).astype(np.float32)
+    return points
