@@ -140,7 +140,7 @@ def goals(command: GoalsCommand) -> int:
     train_images, held_out = split(images, command.held_out, rng)
     save_goals(out, train_images, held_out, task=task.name, robot=command.robot, source=source)
     print(f"{len(train_images)} goal images for training and {len(held_out)} held out are in {out}")
-    print(f"next: r3l train {task.name}")
+    print(f"next: r3l train {command.task}")
     return 0
 
 
@@ -161,6 +161,8 @@ def resolve(command: TrainCommand) -> Config:
         _merge(values, change, "")
     config = from_dict(Config, values)
     given = {name: getattr(command, name) for name in ("task", "steps", "robot", "seed", "device")}
+    if command.task.endswith(".py"):
+        given["task"] = str(Path(command.task).absolute())  # so that the run goes on from any folder
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -219,8 +221,9 @@ def train(command: TrainCommand) -> int:
         folder, config, goal_folder = run.folder, run.config, run.goals
     else:
         config = resolve(command)
-        folder = command.runs / command.name if command.name else free_name(command.runs, config.task)
-        goal_folder = command.goals or Path("goals") / config.task
+        name = load_task(config.task).name
+        folder = command.runs / command.name if command.name else free_name(command.runs, name)
+        goal_folder = command.goals or Path("goals") / name
     task = load_task(config.task)
     pick_device(config.device)
     if command.resume is None and not command.check and folder.exists():

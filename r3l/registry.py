@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Protocol
 
 from r3l.config import UserError, nearest
 from r3l.robot import Robot
 from r3l.task import Task
+
+EXTRAS = {"pygame": "gym"}
+"""Packages that an extra of this project brings."""
 
 
 class RobotFactory(Protocol):
@@ -30,6 +35,8 @@ def _load(group: str, kind: str, name: str) -> object:
         return found[name].load()
     except ModuleNotFoundError as error:
         missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
+        if error.name in EXTRAS:
+            missing += f": pip install 'r3l[{EXTRAS[error.name]}]'"
         if error.name in ("pybullet", "pybullet_utils"):
             missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
         raise UserError(missing) from error
@@ -46,12 +53,34 @@ def robot_names() -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """Return a task by name; UserError names the nearest one."""
-    kind = _load("r3l.tasks", "task", name)
+    """Return a task by name, or from the Python file that `name` is the path of; UserError says what is wrong."""
+    kind = _task_in(Path(name)) if name.endswith(".py") else _load("r3l.tasks", "task", name)
     assert callable(kind)
     task = kind()
     assert isinstance(task, Task)
     return task
+
+
+def _task_in(path: Path) -> type[Task]:
+    """Return the one task that a Python file defines."""
+    if not path.is_file():
+        raise UserError(f"task file {str(path)!r} does not exist; expected a Python file with a Task: check the path")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, AttributeError, NameError) as error:
+        raise UserError(
+            f"task file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}; mend it"
+        ) from error
+    found = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Task)]
+    own = [kind for kind in found if kind.__module__ == module.__name__]
+    if len(own) != 1:
+        names = ", ".join(kind.__name__ for kind in own) or "none"
+        raise UserError(f"task file {str(path)!r} defines {names}, expected one subclass of r3l.task.Task")
+    return own[0]
 
 
 def load_robot(name: str, task: Task, *, diagnostic: bool = False) -> Robot:

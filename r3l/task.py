@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l.config import UserError, from_dict
 from r3l.robot import CameraSpec, FloatArray, Joint, Truth
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Rig:
     """How far a joint's target may move per control period."""
     camera: CameraSpec
     joints: dict[str, JointRange]
+    gym: str = ""
+    """Id of the Gymnasium environment behind `--robot gym`; empty on any other rig."""
 
     @property
     def limits(self) -> tuple[Joint, ...]:
@@ -91,7 +97,7 @@ def load_rig(path: Path) -> Rig:
 
 
 class Task(ABC):
-    """A task of the twin and of the real rig alike. What reads ground truth says so."""
+    """What to learn: abstract what every robot needs; the rest is the twin's, for a task that has a scene there."""
 
     name: str
     description: str
@@ -109,22 +115,38 @@ class Task(ABC):
     def rig(self) -> Rig:
         """The rig this task expects."""
 
-    @abstractmethod
     def scene(self) -> Scene:
         """Return the objects for the twin."""
+        raise self._has_no("scene")
 
-    @abstractmethod
     def start_states(self, count: int, seed: int) -> FloatArray:
         """Return object states to evaluate from, none already solved: [N, S]. Ground truth."""
+        raise self._has_no("start_states")
 
-    @abstractmethod
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
         """Return object states of success, for the stand-in that takes goal images: [N, S]. Ground truth."""
+        raise self._has_no("goal_states")
 
-    @abstractmethod
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
         """Return object states from all over the workspace, for the baselines that reset: [N, S]. Ground truth."""
+        raise self._has_no("random_states")
 
-    @abstractmethod
     def true_reward(self, state: Tensor) -> Tensor:
         """Return the instrumented baselines' reward in [0, 1] of `Scene.state` vectors: [B, D] to [B]. Ground truth."""
+        raise self._has_no("true_reward")
+
+    def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
+        """Return which cell of the space of object states each moment is in, for coverage: columns [N] to [N].
+
+        Cells count from 0 to `cell_count` - 1. By default the error's tenths of its largest value. Ground truth.
+        """
+        error = np.asarray(truth["error"], np.float64)
+        return np.minimum(error / max(float(error.max(initial=0.0)), 1e-9) * 10, 9).astype(np.int64)
+
+    cell_count: int = 10
+
+    def _has_no(self, part: str) -> UserError:
+        return UserError(
+            f"task {self.name!r} has no {part}() for a simulated world; "
+            "give it one (docs/new-task.md), or use a robot and goal images of its own"
+        )

@@ -40,7 +40,7 @@ class BeadsScene(Scene):
     """Beads on their rail; friction holds them where they are left."""
 
     state_names = tuple(f"diagnostic_{what}{bead}" for what in ("place", "velocity") for bead in range(BEADS))
-    camera = CameraPose(field_of_view_deg=44.0)
+    camera = CameraPose(field_of_view_deg=45.0)
 
     def __init__(self) -> None:
         self._client: Any = None

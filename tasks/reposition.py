@@ -21,9 +21,9 @@ FAR_M, FAR_RAD = 0.06, math.radians(45)
 """A start lies at least this far off, or is turned at least this far; where it lies flat it is the turn that counts."""
 PRONG_M, HALF_WIDTH_M = 0.046, 0.009
 """The object's prongs: where they end, and half their width."""
-BORDER_RADIUS_M, BORDER_WIDTH_M, SLOPE_RAD, SIDES = 0.08, 0.17, math.radians(30), 16
+BORDER_RADIUS_M, BORDER_WIDTH_M, SLOPE_RAD, SIDES = 0.07, 0.18, math.radians(25), 16
 """The flat table ends here, and slopes up so far that no finger can push the object over the edge."""
-REACH_M = 0.041
+REACH_M = 0.029
 """The object's centre is never farther out than this, all prongs on the flat table."""
 
 
@@ -141,11 +141,11 @@ class Reposition(Task):
         return np.stack(states)
 
     def true_reward(self, state: Tensor) -> Tensor:
-        """Return exp(-((distance / 0.04 m)^2 + (angle / 0.4 rad)^2) / 2) from [x, y, cos, sin, velocities]."""
+        """Return exp(-((distance / 0.025 m)^2 + (angle / 0.35 rad)^2) / 2) from [x, y, cos, sin, speeds]."""
         distance = state[:, :2].norm(dim=-1) * REACH_M
         angle = torch.atan2(state[:, 3], state[:, 2]) - GOAL_RAD
         turned = torch.atan2(torch.sin(angle), torch.cos(angle))
-        return torch.exp(-0.5 * ((distance / 0.04).square() + (turned / 0.4).square()))
+        return torch.exp(-0.5 * ((distance / 0.025).square() + (turned / 0.35).square()))
 
 
 def lies_flat(state: FloatArray) -> bool:
@@ -165,11 +165,11 @@ def fixed_poses() -> list[FloatArray]:
     poses = [(0.0, 0.0, GOAL_RAD + math.radians(turn)) for turn in (90, 180, 270)]
     for index in range(6):
         place = math.radians(60 * index)
-        poses.append((0.02 * math.cos(place), 0.02 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
+        poses.append((0.015 * math.cos(place), 0.015 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
     # Two prongs point outwards; which two is chosen so that no start is turned as the goal is.
     for index, prong in enumerate((0, 0, 1, 0, 2, 1)):
         place = math.radians(30 + 60 * index)
-        poses.append((0.04 * math.cos(place), 0.04 * math.sin(place), place + math.radians(60 + 120 * prong)))
+        poses.append((0.028 * math.cos(place), 0.028 * math.sin(place), place + math.radians(60 + 120 * prong)))
     return [np.array([x, y, wrap(angle)], np.float32) for x, y, angle in poses]
 
 

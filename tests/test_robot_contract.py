@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 
-from r3l.hardware import fake, twin
+from r3l.hardware import fake, gym, twin
 from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
 from r3l.safety import SafeRobot
 from r3l.tasks.valve import Valve
@@ -31,8 +32,12 @@ def behind_safety(factory: Factory) -> Factory:
 
 
 SIMULATED: dict[str, Callable[[], SimulatedRobot]] = {"twin": make_twin, "fake": make_fake}
+WORLDS = ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
 ROBOTS: dict[str, Factory] = {
     **SIMULATED,
+    **{
+        f"gym {name}": partial(gym.GymRobot, name) for name in ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
+    },
     **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
 }
 
