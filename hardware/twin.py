@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from r3l.robot import CameraSpec, FloatArray, Image, Joint, Observation, RobotError, RobotSpec, SimulatedRobot, Truth
-from r3l.task import Scene, Task
+from r3l.task import CameraPose, Scene, Task
 
 from .quiet import quiet
 
@@ -20,6 +20,8 @@ with quiet():
 
 FOLDER = Path(__file__).parent
 SUBSTEPS_PER_S = 240
+FOR_PEOPLE = CameraPose((0.15, -0.26, 0.36), (0.0, 0.0, 0.05), 32.0)
+"""Where films are taken from."""
 FINGERS = 3
 RADIUS_M, HEIGHT_M = 0.075, 0.20
 POSITION_GAIN, MAX_TORQUE_NM, MAX_SPEED_RAD_S = 0.15, 0.6, 4.0
@@ -53,7 +55,6 @@ class Twin(SimulatedRobot):
         names = scene.state_names if diagnostic else ()
         self._spec = RobotSpec(JOINTS, control_hz, camera or CameraSpec(), names)
         self._diagnostic = diagnostic
-        self._pose = scene.camera
         self._client: Any = None
         self._fingers: list[int] = []
         self._pending_s = 0.0
@@ -128,6 +129,11 @@ class Twin(SimulatedRobot):
                 self._place_fingers(self._home_rad)
         self._pending_s = 0.0
 
+    def view(self, side: int) -> Image:
+        """Return a picture from in front and above, where people would stand."""
+        colour, _ = self._camera_image(side, side, FOR_PEOPLE)
+        return np.ascontiguousarray(np.asarray(colour, np.uint8).reshape(side, side, 4)[:, :, :3])
+
     def truth(self) -> Truth:
         self._connected()
         return self.scene.truth()
@@ -199,9 +205,10 @@ class Twin(SimulatedRobot):
             if other != body
         )
 
-    def _camera_image(self, width: int, height: int) -> tuple[Any, Any]:
-        view = p.computeViewMatrix(self._pose.eye_m, self._pose.target_m, [0, 0, 1])
-        lens = p.computeProjectionMatrixFOV(self._pose.field_of_view_deg, width / height, 0.02, 1.0)
+    def _camera_image(self, width: int, height: int, pose: CameraPose | None = None) -> tuple[Any, Any]:
+        pose = pose or self.scene.camera
+        view = p.computeViewMatrix(pose.eye_m, pose.target_m, [0, 0, 1])
+        lens = p.computeProjectionMatrixFOV(pose.field_of_view_deg, width / height, 0.02, 1.0)
         _, _, colour, _, bodies = self._connected().getCameraImage(
             width, height, view, lens, shadow=0, lightDirection=[0.3, 0.2, 1.0], renderer=p.ER_TINY_RENDERER
         )

@@ -24,6 +24,7 @@ from r3l.commands import (
     Command,
     ConfigCommand,
     EvaluateCommand,
+    FilmCommand,
     GoalsCommand,
     ReportCommand,
     RobotsCommand,
@@ -283,6 +284,20 @@ def report(command: ReportCommand) -> int:
     return 0
 
 
+def film(command: FilmCommand) -> int:
+    """Write an animation of a run."""
+    from r3l.film import film as write_film
+
+    if command.starts < 1:
+        raise UserError(f"--starts is {command.starts}, expected 1 or more")
+    run = Run.open(command.run)
+    known = run.snapshots()
+    steps = command.steps or (known[0], min(known, key=lambda step: abs(step - known[-1] / 2)), known[-1])
+    path = command.out or run.folder / "film.webp"
+    print(f"film: {write_film(run, steps, path, starts=command.starts, seed=command.seed)}")
+    return 0
+
+
 def config(command: ConfigCommand) -> int:
     """Print a config."""
     print(json.dumps(to_dict(_preset(command.preset, command.variant)), indent=2))
@@ -312,7 +327,11 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     TrainCommand: train,
     EvaluateCommand: evaluate,
     ReportCommand: report,
+    FilmCommand: film,
     ConfigCommand: config,
     TasksCommand: tasks,
     RobotsCommand: robots,
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

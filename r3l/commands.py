@@ -115,6 +115,22 @@ class ReportCommand:
 
 
 @dataclass(frozen=True)
+class FilmCommand:
+    """Write one small animation of a run's policy before, during and after training, from the same starts."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: OptionalPath = None
+    """File to write, an animated WebP under 2 MB; RUN/film.webp by default."""
+    steps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[INT …]", help_behavior_hint="")] = ()
+    """Env steps of the published weights to show; the first, the middle and the last by default."""
+    starts: int = 3
+    """Start states."""
+    seed: int = 0
+    """Of the start states and finger poses."""
+
+
+@dataclass(frozen=True)
 class ConfigCommand:
     """Print every config key with its value, as JSON that --config takes."""
 
@@ -139,6 +155,7 @@ Command = (
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[FilmCommand, tyro.conf.subcommand("film")]
     | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]

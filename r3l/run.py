@@ -115,12 +115,16 @@ class Run:
         """Return where the weights published at `step` are."""
         return self.weights / f"step-{step:08d}.safetensors"
 
-    def newest_snapshot(self) -> int:
-        """Return the step of the newest published weights; UserError when there are none yet."""
-        steps = [int(path.stem.split("-")[1]) for path in self.weights.glob("step-*.safetensors")]
+    def snapshots(self) -> list[int]:
+        """Return the steps of all published weights, oldest first; UserError when there are none yet."""
+        steps = sorted(int(path.stem.split("-")[1]) for path in self.weights.glob("step-*.safetensors"))
         if not steps:
             raise UserError(f"{self.folder} has published no weights yet; train it further first")
-        return max(steps)
+        return steps
+
+    def newest_snapshot(self) -> int:
+        """Return the step of the newest published weights; UserError when there are none yet."""
+        return self.snapshots()[-1]
 
     def read_weights(self, step: int) -> Tensors:
         """Return the weights published at `step`."""

@@ -38,7 +38,7 @@ class SACConfig:
     initial_temperature: float = 0.1
     target_entropy_per_action: float = -0.5
     """Target entropy divided by the number of actions."""
-    noise_correlation: float = 0.0
+    noise_correlation: float = 0.7
     """How far the noise of an action while acting resembles the last step's, 0 (white) to just under 1."""
 
 

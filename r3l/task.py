@@ -109,6 +109,8 @@ class Task(ABC):
     other_thresholds: tuple[float, ...] = ()
     """Other errors at which success is reported too, in `error_unit`."""
     minimum_goals: int = 20
+    cell_count: int = 10
+    """How many cells there are for `cells` to tell apart."""
 
     @property
     @abstractmethod
@@ -142,8 +144,6 @@ class Task(ABC):
         """
         error = np.asarray(truth["error"], np.float64)
         return np.minimum(error / max(float(error.max(initial=0.0)), 1e-9) * 10, 9).astype(np.int64)
-
-    cell_count: int = 10
 
     def _has_no(self, part: str) -> UserError:
         return UserError(

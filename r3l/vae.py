@@ -19,7 +19,7 @@ class VAEConfig:
     """Length of the latent state z."""
     image_size: int = 32
     """Side in pixels that images are averaged down to before encoding."""
-    beta: float = 5.0
+    beta: float = 0.2
     """Weight of the KL term against the squared error."""
     reconstruction_weight: float = 10.0
     """Weight of the squared error summed over pixels and channels."""
@@ -33,6 +33,8 @@ class VAEConfig:
     """Env steps after which the updated encoder replaces the acting one and the replay is re-encoded."""
     tether: float = 1.0
     """Weight of the squared distance to the acting encoder's latents in later updates."""
+    keypoints: int = 16
+    """Feature maps whose mean places the encoder sees beside what its plain convolutions see; 0 for none."""
     conditional: bool = True
     """Give the decoder the proprioception, so that the latent need not carry the pose of the fingers."""
 
@@ -53,11 +55,42 @@ def downsample(images: Tensor, side: int) -> Tensor:
     return F.interpolate(pixels, size=(side, side), mode="area")
 
 
+class MeanPlaces(nn.Module):
+    """Where each feature map is: the mean place of its softmax, [B, K, H, W] to [B, 2K] in [-1, 1].
+
+    Source: Finn et al. 2016, "Deep Spatial Autoencoders for Visuomotor Learning", section IV-A.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return rows, then columns."""
+        count, height, width = maps.shape[1:]
+        share = torch.softmax(maps.flatten(2), -1).view(-1, count, height, width)
+        rows = (share.sum(3) * torch.linspace(-1, 1, height, device=maps.device)).sum(2)
+        columns = (share.sum(2) * torch.linspace(-1, 1, width, device=maps.device)).sum(2)
+        return torch.cat([rows, columns], 1)
+
+
+def keypoint_head(maps: int, outputs: int) -> nn.Sequential:
+    """Build what turns an image into `outputs` numbers by way of the places of `maps` learned features."""
+    return nn.Sequential(
+        nn.Conv2d(3, maps, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(maps, maps, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(maps, maps, 3, padding=1),
+        MeanPlaces(),
+        nn.Linear(2 * maps, 128),
+        nn.ReLU(),
+        nn.Linear(128, outputs),
+    )
+
+
 class VAE(nn.Module):
     """Convolutional VAE whose decoder also sees the proprioception.
 
-    Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviation: the decoder is
-    conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world.
+    Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviations: the decoder is
+    conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world;
+    the encoder adds up plain convolutions, which say what is there, and `keypoints`, which say where.
     """
 
     def __init__(self, config: VAEConfig, proprioception_size: int) -> None:
@@ -78,6 +111,7 @@ class VAE(nn.Module):
             nn.ReLU(),
             nn.Linear(256, 2 * config.latent_size),
         )
+        self.keypoints = keypoint_head(config.keypoints, 2 * config.latent_size) if config.keypoints else None
         self._condition_size = proprioception_size if config.conditional else 0
         self.decoder = nn.Sequential(
             nn.Linear(config.latent_size + self._condition_size, 256),
@@ -94,7 +128,9 @@ class VAE(nn.Module):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | image): uint8 [B, 3, H, W] to two [B, Z]."""
-        mean, log_variance = self.encoder(downsample(images, self.config.image_size)).chunk(2, -1)
+        pixels = downsample(images, self.config.image_size)
+        seen = self.encoder(pixels) if self.keypoints is None else self.encoder(pixels) + self.keypoints(pixels)
+        mean, log_variance = seen.chunk(2, -1)
         return mean, log_variance.clamp(-10, 4)
 
     @torch.no_grad()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l.robot import FloatArray, Truth
-from r3l.task import CameraPose, Rig, Scene, Task, load_rig
+from r3l.task import CameraPose, Rig, Scene, Task, Values, load_rig
 
 FOLDER = Path(__file__).parent
 BEADS = 4
@@ -32,6 +35,9 @@ LAYOUTS = np.array(
     np.float32,
 )
 """The fixed starts, in units of the travel."""
+QUARTERS = 4
+ORDERS = {order: index for index, order in enumerate(combinations_with_replacement(range(QUARTERS), BEADS))}
+"""In which quarters of the travel the beads can be: their order on the rail never changes."""
 UNSOLVED_M = 0.03
 """Smallest mean error of a start: one nudge does not solve it."""
 
@@ -59,8 +65,10 @@ class BeadsScene(Scene):
             self._client.resetJointState(self.bodies[0], bead, float(place), 0.0)
 
     def truth(self) -> Truth:
-        errors = np.abs(self._joints()[0] - GOAL_M)
-        parts = {f"bead{bead}_error_m": float(error) for bead, error in enumerate(errors)}
+        places = self._joints()[0]
+        errors = np.abs(places - GOAL_M)
+        parts = {f"bead{bead}_m": float(place) for bead, place in enumerate(places)}
+        parts |= {f"bead{bead}_error_m": float(error) for bead, error in enumerate(errors)}
         return parts | {"error": float(errors.mean())}
 
     def state(self) -> FloatArray:
@@ -81,6 +89,7 @@ class Beads(Task):
     success_error = 0.02
     error_unit = "m"
     other_thresholds = (0.01,)
+    cell_count = len(ORDERS)
 
     @property
     def rig(self) -> Rig:
@@ -116,3 +125,9 @@ class Beads(Task):
         goal = torch.from_numpy(GOAL_M).to(state.device) / TRAVEL_M
         error = (state[:, :BEADS] - goal).abs().mean(-1) * TRAVEL_M
         return torch.exp(-0.5 * (error / 0.02).square())
+
+    def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
+        """Every way in which the beads lie in the quarters of their travel is a cell."""
+        places = np.stack([np.asarray(truth[f"bead{bead}_m"]) for bead in range(BEADS)], 1)
+        quarters = ((places / TRAVEL_M + 1) / 2 * QUARTERS).clip(0, QUARTERS - 1).astype(int)
+        return np.array([ORDERS[tuple(sorted(row))] for row in quarters.tolist()], np.int64)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l.robot import FloatArray, Truth
-from r3l.task import CameraPose, Rig, Scene, Task, load_rig
+from r3l.task import CameraPose, Rig, Scene, Task, Values, load_rig
 
 FOLDER = Path(__file__).parent
 GOAL_RAD = 0.5
@@ -19,11 +21,20 @@ NEAR_M, NEAR_RAD = 0.03, math.radians(20)
 """A success lies this near the middle and is turned this near the goal."""
 FAR_M, FAR_RAD = 0.06, math.radians(45)
 """A start lies at least this far off, or is turned at least this far; where it lies flat it is the turn that counts."""
+TURNS, MIDDLE_M = 12, 0.015
+"""Cells of the coverage: so many turns, in the middle and in each of four quarters around it."""
 PRONG_M, HALF_WIDTH_M = 0.046, 0.009
 """The object's prongs: where they end, and half their width."""
-BORDER_RADIUS_M, BORDER_WIDTH_M, SLOPE_RAD, SIDES = 0.07, 0.18, math.radians(25), 16
-"""The flat table ends here, and slopes up so far that no finger can push the object over the edge."""
-REACH_M = 0.029
+BORDER_RADIUS_M, SIDES = 0.075, 16
+"""Where the flat table ends, and of how many boards each ring of the border is: round, without a corner."""
+RINGS = (
+    (BORDER_RADIUS_M, 0.0, 0.023, math.radians(60)),
+    (BORDER_RADIUS_M + 0.0115, 0.02, 0.1175, math.radians(15)),
+    (BORDER_RADIUS_M + 0.125, 0.05, 0.12, math.radians(60)),
+)
+"""The border: inner radius, height there, width of the boards (all m), slope. A step that holds the object in, a slope
+down which it slides back when it was pushed over the step, and beyond the fingers' reach a wall for what was flung."""
+REACH_M = 0.034
 """The object's centre is never farther out than this, all prongs on the flat table."""
 
 
@@ -45,19 +56,20 @@ class RepositionScene(Scene):
         self.bodies = ()
 
     def load(self, client: Any) -> None:
-        self._load_border(client)
+        for ring in RINGS:
+            self._load_ring(client, *ring)
         body = client.loadURDF(str(FOLDER / "reposition.urdf"), [0, 0, 0.001])
         client.changeDynamics(body, -1, lateralFriction=0.6, rollingFriction=0.0, linearDamping=0.1, angularDamping=0.1)
         self._client, self.bodies = client, (body,)
 
-    def _load_border(self, client: Any) -> None:
-        """Create the border as one body of slanted boards: round enough that no corner holds the object."""
-        half = [BORDER_WIDTH_M / 2, 1.1 * (BORDER_RADIUS_M + BORDER_WIDTH_M) * math.tan(math.pi / SIDES), 0.004]
-        reach = BORDER_RADIUS_M + math.cos(SLOPE_RAD) * half[0] + math.sin(SLOPE_RAD) * half[2]
-        height = math.sin(SLOPE_RAD) * half[0] - math.cos(SLOPE_RAD) * half[2]
+    def _load_ring(self, client: Any, radius: float, base: float, width: float, slope: float) -> None:
+        """Create one ring of slanted boards as one body."""
+        half = [width / 2, 1.1 * (radius + width) * math.tan(math.pi / SIDES), 0.004]
+        reach = radius + math.cos(slope) * half[0] + math.sin(slope) * half[2]
+        height = base + math.sin(slope) * half[0] - math.cos(slope) * half[2]
         sides = [2 * math.pi * side / SIDES for side in range(SIDES)]
         places = [[reach * math.cos(side), reach * math.sin(side), height] for side in sides]
-        turns = [client.getQuaternionFromEuler([0, -SLOPE_RAD, side]) for side in sides]
+        turns = [client.getQuaternionFromEuler([0, -slope, side]) for side in sides]
         boxes = {"shapeTypes": [client.GEOM_BOX] * SIDES, "halfExtents": [half] * SIDES}
         shape = client.createCollisionShapeArray(
             **boxes, collisionFramePositions=places, collisionFrameOrientations=turns
@@ -66,8 +78,8 @@ class RepositionScene(Scene):
         look = client.createVisualShapeArray(
             **boxes, rgbaColors=colour, visualFramePositions=places, visualFrameOrientations=turns
         )
-        border = client.createMultiBody(0, shape, look)
-        client.changeDynamics(border, -1, lateralFriction=0.2)
+        ring = client.createMultiBody(0, shape, look)
+        client.changeDynamics(ring, -1, lateralFriction=0.2)
 
     def place(self, state: FloatArray) -> None:
         x, y, angle = map(float, state)
@@ -108,6 +120,7 @@ class Reposition(Task):
     success_error = 1.0
     error_unit = "tolerances"
     other_thresholds = (0.5, 1.5, 2.0)
+    cell_count = 5 * TURNS
 
     @property
     def rig(self) -> Rig:
@@ -147,6 +160,13 @@ class Reposition(Task):
         turned = torch.atan2(torch.sin(angle), torch.cos(angle))
         return torch.exp(-0.5 * ((distance / 0.025).square() + (turned / 0.35).square()))
 
+    def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
+        """Every 30 degrees of turn, in the middle or in one of the four quarters around it, is a cell."""
+        x, y, angle = (np.asarray(truth[name]) for name in ("x_m", "y_m", "angle_rad"))
+        turn = np.minimum(angle / (2 * math.pi) % 1.0 * TURNS, TURNS - 1).astype(np.int64)
+        quarter = 1 + 2 * (x > 0).astype(np.int64) + (y > 0).astype(np.int64)
+        return np.where(np.hypot(x, y) <= MIDDLE_M, 0, quarter) * TURNS + turn
+
 
 def lies_flat(state: FloatArray) -> bool:
     """Return whether every prong of the object at [x, y, angle] is on the flat table."""
@@ -165,11 +185,11 @@ def fixed_poses() -> list[FloatArray]:
     poses = [(0.0, 0.0, GOAL_RAD + math.radians(turn)) for turn in (90, 180, 270)]
     for index in range(6):
         place = math.radians(60 * index)
-        poses.append((0.015 * math.cos(place), 0.015 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
+        poses.append((0.018 * math.cos(place), 0.018 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
     # Two prongs point outwards; which two is chosen so that no start is turned as the goal is.
     for index, prong in enumerate((0, 0, 1, 0, 2, 1)):
         place = math.radians(30 + 60 * index)
-        poses.append((0.028 * math.cos(place), 0.028 * math.sin(place), place + math.radians(60 + 120 * prong)))
+        poses.append((0.033 * math.cos(place), 0.033 * math.sin(place), place + math.radians(60 + 120 * prong)))
     return [np.array([x, y, wrap(angle)], np.float32) for x, y, angle in poses]
 
 

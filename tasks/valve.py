@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l.robot import FloatArray, Truth
-from r3l.task import Rig, Scene, Task, load_rig
+from r3l.task import Rig, Scene, Task, Values, load_rig
 
 FOLDER = Path(__file__).parent
 FRICTION_NM = 0.04
@@ -66,6 +68,7 @@ class Valve(Task):
     success_error = math.radians(15)
     error_unit = "rad"
     other_thresholds = (0.1, math.radians(30))
+    cell_count = 36
 
     @property
     def rig(self) -> Rig:
@@ -93,3 +96,8 @@ class Valve(Task):
         angle = torch.atan2(state[:, 1], state[:, 0]) - GOAL_RAD
         error = torch.atan2(torch.sin(angle), torch.cos(angle))
         return torch.exp(-0.5 * (error / 0.3).square())
+
+    def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
+        """Every ten degrees of the circle is a cell."""
+        turn = np.asarray(truth["angle_rad"]) / (2 * math.pi) % 1.0
+        return np.minimum(turn * self.cell_count, self.cell_count - 1).astype(np.int64)

@@ -16,7 +16,7 @@ from conftest import make_row
 
 from r3l.checkpoint import LATEST
 from r3l.classifier import ClassifierConfig
-from r3l.config import VARIANTS, Config, PhasesConfig
+from r3l.config import VARIANTS, Config, HealthConfig, PhasesConfig
 from r3l.evaluate import evaluate_run
 from r3l.experience import ExperienceStore
 from r3l.goals import save_goals
@@ -40,6 +40,7 @@ TINY = Config(
     evaluate_every=500,
     checkpoint_every=250,
     replay_capacity=2000,
+    health=HealthConfig(check_every=100),
     phases=PhasesConfig(exploration_steps=220, task_steps=20, perturbation_steps=10, homing_steps=2),
     vae=VAEConfig(latent_size=4, pretrain_updates=20, batch_size=16),
     sac=SACConfig(hidden=(16,), batch_size=16),

@@ -18,9 +18,22 @@ def learning(facts: Facts) -> str:
         attempt(lambda: _success_curves(facts))
         + "<h3>Rewards</h3>"
         + _metric_plots(facts, REWARDS)
+        + "<h3>Health of the learned reward</h3>"
+        + _ailments(facts)
+        + _metric_plots(facts, HEALTH)
         + "<h3>Inside the learner</h3>"
         + _metric_plots(facts, INSIDE)
     )
+
+
+def _ailments(facts: Facts) -> str:
+    """Say what the run's events said about the reward."""
+    found = [event for event in facts.events if event["kind"].startswith("reward-")]
+    if facts.config.reward != "classifier":
+        return page.note("This run has no learned reward: it was rewarded by the task's true reward.")
+    if not found:
+        return page.note("No event: at every check the classifier told held-out goal images from everything else.")
+    return "".join(page.note(f"{event['time']} {event['kind']}: {event['message']}.") for event in found)
 
 
 def _success_curves(facts: Facts) -> str:
@@ -91,6 +104,35 @@ REWARDS = (
         (
             ("recent/novelty_reward", "newest 250 steps", ORANGE, "-"),
             ("perturbation/reward", "all of the replay", GREY, "--"),
+        ),
+    ),
+)
+HEALTH = (
+    MetricPlot(
+        "Score of the classifier",
+        "On goal images it never learned from: should stay high, and far above other frames.",
+        "probability of success",
+        (
+            ("health/held_out", "held-out goal images", GREEN, "-"),
+            ("health/elsewhere", "frames of exploration", GREY, "--"),
+        ),
+    ),
+    MetricPlot(
+        "Ranking by the classifier",
+        "How well it ranks held-out goal images above other frames: 1 is perfect; an area of 0.5 is chance.",
+        "ROC-AUC, average precision",
+        (
+            ("health/auc", "ROC-AUC", BLUE, "-"),
+            ("health/average_precision", "average precision", ORANGE, "--"),
+        ),
+    ),
+    MetricPlot(
+        "Steps judged successful",
+        "Of the newest 250 steps. Where the classifier praises what the judge refuses, the policy may be fooling it.",
+        "share of steps",
+        (
+            ("health/rewarded", "by the classifier that rewards", BLUE, "-"),
+            ("health/judged_success", "by the frozen judge", GREEN, "--"),
         ),
     ),
 )

@@ -1,0 +1,229 @@
+"""A record: everything about one benchmark run that its figures are made of, in one JSON file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from r3l.checkpoint import write_file
+from r3l.config import UserError, to_dict
+from r3l.evaluate import Evaluator, TaskPolicy, summarise, verdicts
+from r3l.goals import load_goals
+from r3l.jsonl import read_jsonl
+from r3l.judge import Judge
+from r3l.policy import load_policies
+from r3l.registry import load_robot, load_task
+from r3l.report.visited import connect, read_visited
+from r3l.robot import SimulatedRobot
+from r3l.run import Run
+from r3l.task import Task
+
+PACKAGES = ("r3l", "torch", "numpy", "pybullet", "gymnasium", "stable-baselines3")
+METRICS_KEPT = 60
+"""Lines of metrics a record keeps, evenly spread; every line about the reward's health is kept besides."""
+WINDOW_STEPS = 2500
+"""Env steps per window of the coverage and of the success during training."""
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Name:
+    """What tells a record from others of its folder."""
+
+    task: str
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.variant}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Unattended:
+    """What happened during the run itself, from the twin's ground truth."""
+
+    success: float
+    """EARL's continuing evaluation: share of all env steps of the run that were successes."""
+    success_by_window: list[float]
+    coverage: float
+    """Entropy of the visited cells of object states over the whole run, 1 for uniform and 0 for a single cell."""
+    coverage_by_window: list[float]
+    robot_s: float
+    """Robot time at the control rate, homing included."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: what was set, with which versions, and what came out."""
+
+    task: str
+    variant: str
+    seed: int
+    command: str
+    overrides: list[str]
+    """What `--set` changed, for the whole folder of records alike."""
+    config: dict[str, Any]
+    """Every setting, resolved."""
+    versions: dict[str, str]
+    evaluations: list[dict[str, Any]]
+    """Every evaluation with every episode, in the order of steps."""
+    unattended: Unattended
+    goal_images: int
+    """Pictures a person took."""
+    resets: int
+    """Times a person would have put the object back."""
+    judged: list[list[bool]] = field(default_factory=list)
+    """[true success, the judge's verdict] of every episode of an untrained, a half-trained and the final policy."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> Name:
+        """What tells it from others."""
+        return Name(self.task, self.variant, self.seed)
+
+    def curve(self) -> tuple[Values, Values]:
+        """Return env steps and success of the evaluations."""
+        points = [(entry["step"], entry["success"]) for entry in self.evaluations]
+        return np.array([step for step, _ in points], np.float64), np.array([success for _, success in points])
+
+    def final(self, last: int = 3) -> float:
+        """Return the mean success of the last evaluations."""
+        return float(self.curve()[1][-last:].mean())
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(_rounded(asdict(self))) + "\n").encode())
+
+
+def load_record(path: Path) -> Record:
+    """Read a record; UserError when the file is not one."""
+    try:
+        values = json.loads(path.read_text())
+        return Record(**values | {"unattended": Unattended(**values["unattended"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a benchmark record ({error}); move it away, or make it again") from error
+
+
+def load_records(folder: Path) -> list[Record]:
+    """Read all records of a folder, in the order of their names."""
+    return [load_record(path) for path in sorted(folder.glob("*.json"))]
+
+
+def entropy(cells: NDArray[np.int64], count: int) -> float:
+    """Return the entropy of visited cells, 1 when all `count` are visited alike and 0 for a single one."""
+    share = np.bincount(cells, minlength=count) / max(len(cells), 1)
+    seen = share[share > 0]
+    return float(-(seen * np.log(seen)).sum() / np.log(count)) if count > 1 else 0.0
+
+
+def unattended(task: Task, truth: Mapping[str, Values], robot_s: float) -> Unattended:
+    """Measure a run from its truth columns [N], one value per env step."""
+    known = np.isfinite(truth["error"])
+    columns = {name: values[known] for name, values in truth.items()}
+    is_success = columns["error"] <= task.success_error
+    cells = task.cells(columns)
+    windows = range(0, len(cells), WINDOW_STEPS)
+    return Unattended(
+        success=float(is_success.mean()) if len(cells) else 0.0,
+        success_by_window=[float(is_success[start : start + WINDOW_STEPS].mean()) for start in windows],
+        coverage=entropy(cells, task.cell_count),
+        coverage_by_window=[entropy(cells[start : start + WINDOW_STEPS], task.cell_count) for start in windows],
+        robot_s=robot_s,
+    )
+
+
+def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> Record:
+    """Make the record of a finished run."""
+    task = load_task(run.config.task)
+    visited = read_visited(run.experience, run.truth)
+    goals = load_goals(run.goals, task.rig.camera, task.minimum_goals)
+    metrics = read_jsonl(run.metrics)
+    health = [line for line in metrics if "health/auc" in line]
+    others = [line for line in metrics if "health/auc" not in line]
+    with closing(connect(run.experience)) as connection:
+        robot_s, segments = connection.execute(
+            "SELECT MAX(time_s), COUNT(DISTINCT segment) FROM observation"
+        ).fetchone()
+    is_reset = run.config.phases.between == "diagnostic-reset"
+    learns_from_goals = run.config.reward == "classifier"
+    return Record(
+        task=name.task,
+        variant=name.variant,
+        seed=name.seed,
+        command=command,
+        overrides=list(overrides),
+        config=to_dict(run.config),
+        versions=versions(),
+        evaluations=read_jsonl(run.evaluations),
+        unattended=unattended(task, visited.truth, float(robot_s)),
+        goal_images=len(goals.train) + len(goals.held_out) if learns_from_goals else 0,
+        resets=int(segments) if is_reset else 0,
+        judged=judged(run, task) if run.judge.exists() else [],
+        metrics=[*others[:: max(1, len(others) // METRICS_KEPT)], *health],
+        events=read_jsonl(run.events),
+    )
+
+
+def judged(run: Run, task: Task) -> list[list[bool]]:
+    """Judge episodes of an untrained, a half-trained and the final policy.
+
+    The judge does not exist yet at step 0, so that the untrained policy's episodes are run once more for it.
+    """
+    robot = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
+    assert isinstance(robot, SimulatedRobot)
+    evaluator = Evaluator(task, robot)
+    try:
+        policies = load_policies(run.config, robot.spec, run.read_weights(0), torch.device("cpu"))
+        episodes = evaluator.run(TaskPolicy(policies))
+    finally:
+        evaluator.close()
+    untrained = summarise(episodes, verdicts(Judge.load(run.judge), episodes))
+    known = [entry for entry in read_jsonl(run.evaluations) if "judge" in entry]
+    half = min(known, key=lambda entry: abs(entry["step"] - run.config.steps / 2))
+    starts = [start for entry in (untrained, half, known[-1]) for start in entry["starts"]]
+    return [[start["success"], start["judged_success"]] for start in starts]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return one entry per setting that differs between two configs, their seeds aside."""
+    found = []
+    for key in [*here, *(key for key in there if key not in here)]:
+        if where + key == "seed":
+            continue
+        old, new = there.get(key, "missing"), here.get(key, "missing")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{where}{key}.")
+        elif _plain(old) != _plain(new):
+            found.append(f"{where}{key} is {old} there, {new} here")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
