@@ -20,6 +20,8 @@ with quiet():
 
 FOLDER = Path(__file__).parent
 SUBSTEPS_PER_S = 240
+TABLE_M = [1.5, 1.5, 0.01]
+"""Half extents: so wide that a camera at the side sees nothing behind it."""
 FOR_PEOPLE = CameraPose((0.15, -0.26, 0.36), (0.0, 0.0, 0.05), 32.0)
 """Where films are taken from."""
 FINGERS = 3
@@ -71,8 +73,8 @@ class Twin(SimulatedRobot):
             client = BulletClient(p.DIRECT)
         client.setGravity(0, 0, -9.81)
         client.setPhysicsEngineParameter(fixedTimeStep=1 / SUBSTEPS_PER_S, deterministicOverlappingPairs=1)
-        table = client.createCollisionShape(p.GEOM_BOX, halfExtents=[0.3, 0.3, 0.01])
-        look = client.createVisualShape(p.GEOM_BOX, halfExtents=[0.3, 0.3, 0.01], rgbaColor=[0.36, 0.45, 0.55, 1])
+        table = client.createCollisionShape(p.GEOM_BOX, halfExtents=TABLE_M)
+        look = client.createVisualShape(p.GEOM_BOX, halfExtents=TABLE_M, rgbaColor=[0.36, 0.45, 0.55, 1])
         client.createMultiBody(0, table, look, [0, 0, -0.01])
         for finger in range(FINGERS):
             yaw = 2 * math.pi * finger / FINGERS + math.pi / 3

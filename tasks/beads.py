@@ -46,7 +46,8 @@ class BeadsScene(Scene):
     """Beads on their rail; friction holds them where they are left."""
 
     state_names = tuple(f"diagnostic_{what}{bead}" for what in ("place", "velocity") for bead in range(BEADS))
-    camera = CameraPose(field_of_view_deg=45.0)
+    camera = CameraPose((-0.28, 0.0, 0.19), (0.0, 0.0, 0.04), 36.0)
+    """From the side, where the fingers hardly ever hide a bead: from the palm they hide the one they touch."""
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -109,8 +110,8 @@ class Beads(Task):
         return np.stack(states[:count])
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Every bead within 1 cm of its end: what a careful hand does."""
-        inwards = rng.uniform(0, 0.01, (count, BEADS)) * -np.sign(GOAL_M)
+        """Every bead within 1.5 cm of its end, as the authors accepted: what a hand does that does not measure."""
+        inwards = rng.uniform(0, 0.015, (count, BEADS)) * -np.sign(GOAL_M)
         # The outer bead of a pair is never farther from the end than the inner one.
         inwards[:, 0], inwards[:, 1] = inwards[:, :2].min(1), inwards[:, :2].max(1)
         inwards[:, 2], inwards[:, 3] = inwards[:, 2:].min(1), inwards[:, 2:].max(1)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from r3l.vae import VAE, VAEConfig, downsample, kl_divergence
+from r3l.vae import VAE, MeanPlaces, VAEConfig, downsample, kl_divergence
 
 SMALL = VAEConfig(latent_size=4, image_size=16, beta=0.5)
 
@@ -74,6 +76,23 @@ def test_loss_is_the_weighted_sum_of_squared_error_and_kl() -> None:
     torch.testing.assert_close(metrics["reconstruction"], error.detach())
     torch.testing.assert_close(metrics["kl"], kl.detach())
     torch.testing.assert_close(loss, 10.0 * error + 0.5 * kl)
+
+
+def test_mean_places_are_those_of_a_bright_spot_and_the_middle_of_an_even_map() -> None:
+    maps = torch.zeros(1, 3, 5, 9)
+    maps[0, 0, 0, 8] = 100.0
+    maps[0, 1, 4, 2] = 100.0
+    expected = torch.tensor([[-1.0, 1.0, 0.0, 1.0, -0.5, 0.0]])
+    torch.testing.assert_close(MeanPlaces()(maps), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("keypoints", [0, 4])
+def test_keypoints_are_there_when_asked_for_and_learn(keypoints: int) -> None:
+    vae = vae_of(replace(SMALL, keypoints=keypoints))
+    assert any("keypoints" in name for name, _ in vae.named_parameters()) is (keypoints > 0)
+    loss, _ = vae.loss(bars(), torch.zeros(16, 3), torch.zeros(16, 4))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
 
 
 @pytest.mark.parametrize("conditional", [True, False])

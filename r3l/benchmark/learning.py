@@ -60,7 +60,13 @@ class Plan:
         preset = name.variant if name.variant in PRESETS else "default"
         variant = () if name.variant in PRESETS else (name.variant,)
         command = TrainCommand(
-            task=name.task, preset=preset, variant=variant, steps=self.steps, seed=name.seed, set=self.overrides
+            task=name.task,
+            preset=preset,
+            variant=variant,
+            steps=self.steps,
+            seed=name.seed,
+            set=self.overrides,
+            device="cpu",
         )
         return to_dict(resolve(command))
 

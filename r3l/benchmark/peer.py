@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from r3l.benchmark.record import Name, Record, Unattended, entropy, versions
+from r3l.benchmark.record import Name, Record, Unattended, entropy, once, versions
 from r3l.checkpoint import write_file
 from r3l.cli import tune_process
 from r3l.config import Config
@@ -198,7 +198,7 @@ def record_peer(folder: Path, name: Name, command: str) -> Record:
         overrides=[],
         config=chosen,
         versions=versions(),
-        evaluations=read_jsonl(folder / "evaluations.jsonl"),
+        evaluations=once(read_jsonl(folder / "evaluations.jsonl")),
         unattended=Unattended(
             success=float((truth["error"] <= task.success_error).mean()),
             success_by_window=[],

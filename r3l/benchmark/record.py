@@ -166,7 +166,7 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
         overrides=list(overrides),
         config=to_dict(run.config),
         versions=versions(),
-        evaluations=read_jsonl(run.evaluations),
+        evaluations=once(read_jsonl(run.evaluations)),
         unattended=unattended(task, visited.truth, float(robot_s)),
         goal_images=len(goals.train) + len(goals.held_out) if learns_from_goals else 0,
         resets=int(segments) if is_reset else 0,
@@ -194,6 +194,11 @@ def judged(run: Run, task: Task) -> list[list[bool]]:
     half = min(known, key=lambda entry: abs(entry["step"] - run.config.steps / 2))
     starts = [start for entry in (untrained, half, known[-1]) for start in entry["starts"]]
     return [[start["success"], start["judged_success"]] for start in starts]
+
+
+def once(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one evaluation per step, in order: a resumed run may have repeated one."""
+    return [entry for _, entry in sorted({entry["step"]: entry for entry in evaluations}.items())]
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,254 @@
+"""The learning benchmark: bad input, records, resuming, the peer, and the page made of the records."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r3l.benchmark import learning, peer, results
+from r3l.benchmark.record import Name, Record, Unattended, differences, entropy, load_record, unattended
+from r3l.config import Config, to_dict
+from r3l.jsonl import read_jsonl
+from r3l.tasks.beads import BEADS, Beads
+from r3l.tasks.valve import Valve
+
+QUICK = {
+    "phases.exploration_steps": 60,
+    "vae.pretrain_updates": 2,
+    "classifier.pretrain_updates": 2,
+    "evaluate_every": 40,
+    "health.check_every": 20,
+    "sac.batch_size": 16,
+}
+ARGUMENTS = [
+    "--seeds",
+    "0",
+    "--steps",
+    "80",
+    *(part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")),
+]
+
+
+def evaluation(step: int, errors: list[float], threshold: float = 0.26) -> dict[str, Any]:
+    starts = [{"final_error": error, "success": error <= threshold, "truth": {"error": error}} for error in errors]
+    return {"step": step, "success": float(np.mean([error <= threshold for error in errors])), "starts": starts}
+
+
+def record(variant: str = "default", seed: int = 0, success: float = 0.5, **changes: Any) -> Record:
+    count = round(4 * success)
+    errors = [0.1] * count + [1.0] * (4 - count)
+    health = {"step": 500, "health/auc": 0.97, "health/held_out": 0.8, "health/elsewhere": 0.1}
+    health |= {"health/average_precision": 0.9, "health/rewarded": 0.4, "health/judged_success": 0.3}
+    found = Record(
+        task="valve",
+        variant=variant,
+        seed=seed,
+        command="scripts/benchmark learning",
+        overrides=[],
+        config=to_dict(Config(seed=seed)),
+        versions={"torch": "2"},
+        evaluations=[evaluation(0, [1.0] * 4), *(evaluation(step, errors) for step in (10, 20, 30))],
+        unattended=Unattended(0.25, [0.2, 0.3], 0.9, [0.95, 0.85], 4000.0),
+        goal_images=240,
+        resets=0,
+        judged=[[True, True], [False, False], [False, True]],
+        metrics=[{"step": 250, "classifier_loss": 0.1}, health],
+    )
+    return replace(found, **changes)
+
+
+def test_entropy_of_visits_in_closed_form() -> None:
+    assert entropy(np.zeros(9, np.int64), 4) == 0
+    assert entropy(np.arange(8) % 4, 4) == pytest.approx(1)
+    assert entropy(np.array([0, 0, 1, 1]), 4) == pytest.approx(0.5)
+
+
+def test_what_happened_unattended_is_measured_on_known_steps_alone() -> None:
+    angle = np.array([0.5, 0.5, 2.0, np.nan])
+    error = np.array([0.0, 0.2, 1.5, np.nan])
+    found = unattended(Valve(), {"angle_rad": angle, "error": error}, 12.0)
+    assert found.success == pytest.approx(2 / 3)
+    assert found.coverage == pytest.approx(-(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)) / np.log(36))
+    assert found.robot_s == 12.0
+
+
+def test_cells_of_beads_tell_layouts_apart() -> None:
+    task = Beads()
+    places = np.array([[-0.04, -0.04, -0.04, -0.04], [-0.04, -0.04, 0.04, 0.04], [0.04, 0.04, 0.04, 0.04]])
+    cells = task.cells({f"bead{bead}_m": places[:, bead] for bead in range(BEADS)})
+    assert len(set(cells.tolist())) == 3
+
+
+def test_differences_name_the_setting_and_leave_the_seed_aside() -> None:
+    there = to_dict(Config(seed=1))
+    here = json.loads(json.dumps(to_dict(Config(seed=2))))
+    assert differences(there, here) == []
+    here["sac"]["batch_size"] = 64
+    del here["vae"]["beta"]
+    assert sorted(differences(there, here)) == [
+        "sac.batch_size is 128 there, 64 here",
+        f"vae.beta is {Config().vae.beta} there, missing here",
+    ]
+
+
+def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    whole = record()
+    whole.save(tmp_path / "a.json")
+    again = load_record(tmp_path / "a.json")
+    assert again.name == whole.name
+    assert again.final() == whole.final() == 0.5
+    assert again.unattended == whole.unattended
+    assert differences(again.config, whole.config) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tasks", "valv"], ("unknown task 'valv'", "'valve'")),
+        (["--variants", "no-perturbations"], ("unknown variant", "'no-perturbation'")),
+        (["--seeds", "0,1,0"], ("repeats 0",)),
+        (["--tasks", "valve,valve"], ("repeats valve",)),
+        (["--seeds", "0,x"], ("expected numbers",)),
+        (["--processes", "3"], ("at most 2",)),
+        (["--set", "sac.batchsize=3"], ("batchsize", "batch_size")),
+        (["--variants", "stable-baselines3", "--set", "window=3"], ("without it",)),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert learning.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_of_another_configuration_are_refused_with_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record(seed=3).save(learning.RECORDS / "valve-default-3.json")
+    assert learning.main(["--seeds", "0", "--steps", "123"]) == 2
+    error = capsys.readouterr().err
+    assert "valve-default-3.json" in error
+    assert "steps is 25000 there, 123 here" in error
+    assert learning.main(["--variants", "no-perturbation", "--set", "window=3"]) == 2
+    assert "window=3" in capsys.readouterr().err
+    (learning.RECORDS / "valve-default-3.json").write_text("{}")
+    assert learning.main([]) == 2
+    assert "not a benchmark record" in capsys.readouterr().err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valve_goals: Path) -> Path:
+    """A new folder with goal images in it, worked in."""
+    (tmp_path / "goals").mkdir()
+    (tmp_path / "goals" / "valve").symlink_to(valve_goals)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def valve_goals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from r3l.cli import main
+
+    folder = tmp_path_factory.mktemp("benchmark") / "valve"
+    assert main(["goals", "valve", "--count", "24", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "r3l.benchmark.learning", *ARGUMENTS, "--steps", "2000"],
+        stderr=subprocess.DEVNULL,
+        cwd=here,
+        start_new_session=True,
+    )
+    folder = learning.RUNS / "valve-default-0"
+    deadline = time.monotonic() + 120
+    while not (folder / "experience.sqlite").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    kinds = [event["kind"] for event in read_jsonl(folder / "events.jsonl")]
+    assert kinds == ["start", "stop"]
+    assert learning.main(ARGUMENTS) == 2  # 80 steps: another configuration than the half-done run's
+    assert "steps is 2000 there, 80 here" in capsys.readouterr().err
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["steps"] = 300
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = [*ARGUMENTS, "--steps", "300"]
+    assert learning.main(arguments) == 0
+    kinds = [event["kind"] for event in read_jsonl(folder / "events.jsonl")]
+    assert [kind for kind in kinds if not kind.startswith("reward")] == ["start", "stop", "start", "end"]
+    found = load_record(learning.RECORDS / "valve-default-0.json")
+    assert [entry["step"] for entry in found.evaluations] == list(range(0, 301, 40))
+    assert len(found.evaluations[-1]["starts"]) == 24
+    assert len(found.judged) == 72
+    assert found.goal_images == 24
+    assert found.unattended.robot_s >= 30.0
+    assert "torch" in found.versions
+    before = (learning.RECORDS / "valve-default-0.json").read_bytes()
+    assert learning.main(arguments) == 0
+    assert "recorded already" in capsys.readouterr().out
+    assert (learning.RECORDS / "valve-default-0.json").read_bytes() == before
+
+
+def test_the_peer_learns_on_the_instrumented_environment_and_goes_on_where_it_stopped(here: Path) -> None:
+    chosen = peer.settings("valve", 0, 90) | {"evaluate_every": 45, "learning_starts": 20}
+    peer.train(here / "whole", chosen)
+    peer.train(here / "parts", chosen | {"steps": 45})
+    peer.train(here / "parts", chosen)
+    for folder in ("whole", "parts"):
+        found = peer.record_peer(here / folder, Name("valve", peer.VARIANT, 0), "test")
+        assert [entry["step"] for entry in found.evaluations] == [0, 45, 90]
+        assert found.resets > 0
+        assert found.goal_images == 0
+        assert len(read_jsonl(here / folder / "visited.jsonl")) == 90
+
+
+def test_the_page_and_the_readme_are_made_of_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    begin, end = results.MARKERS
+    Path("README.md").write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert results.main([]) == 2
+    assert "no records" in capsys.readouterr().err
+    for seed, success in enumerate((0.5, 1.0, 0.75)):
+        record(seed=seed, success=success).save(learning.RECORDS / f"valve-default-{seed}.json")
+    record("no-perturbation", success=0.25).save(learning.RECORDS / "valve-no-perturbation-0.json")
+    assert results.main([]) == 0
+    text = Path("docs/results.md").read_text()
+    assert "| default | 30 | 0.75 ± 0.14 | 0.50, 1.00, 0.75 | 0.25 ± 0.00 | 0.90 ± 0.00 | 1.11 | 20 |" in text
+    assert "| no-perturbation | 30 | 0.25 | 0.25 |" in text
+    assert "| default | 0.75 | 0.75, 0.75, 0.75 | 9 | 3 |" in text
+    readme = Path("README.md").read_text()
+    assert readme.startswith("before\n")
+    assert readme.endswith("after\n")
+    assert "old" not in readme
+    assert "| valve | default | 30 | 0.75 ± 0.14 |" in readme
+    for name in ("curves", "thresholds", "health"):
+        assert (tmp_path / "benchmarks" / "figures" / f"valve-{name}.png").stat().st_size > 5000
+        assert f"../benchmarks/figures/valve-{name}.png" in text
+    Path("README.md").write_text("no markers")
+    assert results.main([]) == 2
