@@ -97,7 +97,7 @@ def pictures(folder: Path, count: int) -> Path:
     ("arguments", "expected"),
     [
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--bogus"], "unknown command '--bogus'; expected one of config, evaluate, goals"),
+        (["--bogus"], "unknown command '--bogus'; expected one of config, evaluate, film, goals"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
         (["train", "valve", "--steps", "many"], "--steps"),
         (["train", "valve", "--steps"], "--steps"),
@@ -287,7 +287,7 @@ def test_help_names_every_command(capsys: Captured) -> None:
             main(arguments)
         assert not end.value.code
         text = capsys.readouterr().out
-        assert all(command in text for command in ("goals", "train", "evaluate", "report", "config", "tasks", "robots"))
+        assert all(command in text for command in ("goals", "train", "evaluate", "report", "film", "config", "tasks"))
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
@@ -298,7 +298,7 @@ def test_help_of_a_command_names_every_option(capsys: Captured, kind: type) -> N
     assert not end.value.code
     text = capsys.readouterr().out
     assert dataclasses.is_dataclass(kind)
-    positional = {"task"} | ({"run"} if name in ("evaluate", "report") else set())
+    positional = {"task"} | ({"run"} if name in ("evaluate", "report", "film") else set())
     for field in dataclasses.fields(kind):
         assert field.name in positional or f"--{field.name.replace('_', '-')}" in text
 

@@ -91,7 +91,13 @@ def test_a_summary_names_every_start() -> None:
     assert summary["episodes"] == 3
     assert summary["median_final_error"] == 0.3
     assert "judge" not in summary
-    assert summary["starts"][0] == {"start": [1.0], "success": True, "final_error": HIT, "steps_to_success": 2}
+    assert summary["starts"][0] == {
+        "start": [1.0],
+        "success": True,
+        "final_error": HIT,
+        "steps_to_success": 2,
+        "truth": {},
+    }
     assert [start["steps_to_success"] for start in summary["starts"]] == [2, None, None]
 
 
