@@ -16,10 +16,11 @@ from torch import Tensor
 
 from r3l.classifier import Classifier
 from r3l.config import Config, HealthConfig
-from r3l.goals import load_goals, save_goals
+from r3l.goals import save_goals
 from r3l.health import Check, ailments, check
 from r3l.jsonl import read_jsonl
-from r3l.registry import load_task
+from r3l.registry import load_robot, load_task
+from r3l.robot import SimulatedRobot
 from r3l.run import Run
 from r3l.train import train
 from r3l.vae import VAE
@@ -133,7 +134,7 @@ def die(update: Callable[..., Any], self: Classifier, *arguments: Any) -> Any:
 @pytest.mark.parametrize(
     ("sabotage", "expected"),
     [
-        (flip, {"reward-ranking", "reward-score"}),
+        (flip, {"reward-ranking"}),
         (praise, {"reward-everything"}),
         (die, {"reward-ranking", "reward-everything"}),
     ],
@@ -156,25 +157,30 @@ def test_a_run_with_a_sabotaged_classifier_says_so_once(
     monkeypatch.setattr(Classifier, "update", sabotaged)
     found = events(of_run(tmp_path, make_run))
     assert expected <= {kind for kind, _ in found}
-    assert all(not is_over for _, is_over in found)
-    assert len(found) == len(set(found))
+    begun = [kind for kind, is_over in found if not is_over]
+    over = [kind for kind, is_over in found if is_over]
+    assert all(0 <= begun.count(kind) - over.count(kind) <= 1 for kind in set(begun))
+    assert (expected & set(begun)) - set(over)
 
 
 def test_goal_images_that_show_nothing_special_raise_an_event_after_the_grace(
     tmp_path: Path, make_run: RunMaker, clear_sight: None
 ) -> None:
-    camera = load_task("valve").rig.camera
+    """Goal images of no success in particular: no classifier can tell them from what exploration sees."""
+    task, rng = load_task("valve"), np.random.default_rng(0)
     run = make_run(tmp_path / "run", CONFIG)
-    goals = load_goals(run.goals, camera, 4)
-    anything = np.random.default_rng(0).integers(0, 256, (24, *goals.train.shape[1:]), np.uint8)
+    images = []
+    with load_robot("fake", task) as robot:
+        assert isinstance(robot, SimulatedRobot)
+        for angle in rng.uniform(-0.5, 0.5, 60):  # where exploration turns the fake's dial to
+            robot.place(np.array([angle], np.float32))
+            images.append(robot.observe().image)
     shutil.rmtree(run.goals)
-    save_goals(run.goals, goals.train, anything, task="valve", robot="fake", source="test")
+    save_goals(run.goals, np.stack(images[:30]), np.stack(images[30:]), task="valve", robot="fake", source="test")
     assert train(run)
-    found = events(run)
-    assert found
-    assert all(not is_over for _, is_over in found)
-    first = next(event for event in read_jsonl(run.events) if event["kind"].startswith("reward-"))
-    assert "expected at least" in first["message"] or "expected at most" in first["message"]
+    found = [event for event in read_jsonl(run.events) if event["kind"].startswith("reward-")]
+    assert "reward-ranking" in {event["kind"] for event in found}
+    assert "expected at least" in found[-1]["message"] or "expected at most" in found[-1]["message"]
 
 
 def test_an_event_ends_when_the_check_passes_again_and_is_told_anew_after_that() -> None:
