@@ -133,8 +133,7 @@ class Twin(SimulatedRobot):
 
     def view(self, side: int) -> Image:
         """Return a picture from in front and above, where people would stand."""
-        colour, _ = self._camera_image(side, side, FOR_PEOPLE)
-        return np.ascontiguousarray(np.asarray(colour, np.uint8).reshape(side, side, 4)[:, :, :3])
+        return self._camera_image(side, side, FOR_PEOPLE)[0]
 
     def truth(self) -> Truth:
         self._connected()
@@ -207,19 +206,19 @@ class Twin(SimulatedRobot):
             if other != body
         )
 
-    def _camera_image(self, width: int, height: int, pose: CameraPose | None = None) -> tuple[Any, Any]:
+    def _camera_image(self, width: int, height: int, pose: CameraPose | None = None) -> tuple[Image, Any]:
+        """Return the colours, and which body each pixel shows."""
         pose = pose or self.scene.camera
         view = p.computeViewMatrix(pose.eye_m, pose.target_m, [0, 0, 1])
         lens = p.computeProjectionMatrixFOV(pose.field_of_view_deg, width / height, 0.02, 1.0)
         _, _, colour, _, bodies = self._connected().getCameraImage(
             width, height, view, lens, shadow=0, lightDirection=[0.3, 0.2, 1.0], renderer=p.ER_TINY_RENDERER
         )
-        return colour, bodies
+        pixels = np.asarray(colour, np.uint8).reshape(height, width, 4)[:, :, :3]
+        return np.ascontiguousarray(pixels), bodies
 
     def _render(self) -> Image:
-        width, height = self._spec.camera.width, self._spec.camera.height
-        colour, _ = self._camera_image(width, height)
-        return np.ascontiguousarray(np.asarray(colour, np.uint8).reshape(height, width, 4)[:, :, :3])
+        return self._camera_image(self._spec.camera.width, self._spec.camera.height)[0]
 
     def _object_pixels(self) -> int:
         _, bodies = self._camera_image(96, 96)

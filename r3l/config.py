@@ -144,6 +144,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vae.refresh_every": (1, MANY),
     "vae.tether": (0, 1000),
     "vae.keypoints": (0, 1024),
+    "vae.neighbours": (0, 1000),
     "sac.critics": (1, 64),
     "sac.learning_rate": (0, 1),
     "sac.batch_size": (1, 65536),
@@ -220,7 +221,7 @@ def _paper() -> Config:
         update_acting_only=True,
         separate_replays=True,
         phases=PhasesConfig(task_steps=50, perturbation_steps=50, perturbation_share=0.5, homing_steps=15),
-        vae=VAEConfig(conditional=False, beta=0.5, keypoints=0),
+        vae=VAEConfig(conditional=False, beta=0.5, keypoints=0, neighbours=0),
         sac=SACConfig(
             batch_size=256,
             discount=0.99,

@@ -327,7 +327,9 @@ class Learner:
         rows = self._rows(self.config.vae.batch_size)
         images = self.replay.pixels(rows[:, None])
         noise = torch.randn(len(rows), self.config.vae.latent_size, generator=self.generator).to(self.device)
-        loss, metrics = self._vae_next.loss(images, self.replay.proprioception[rows], noise)
+        near = self.replay.neighbours(rows, self.config.vae.neighbours, self.rng)
+        drawn = images if near is rows else self.replay.pixels(near[:, None])
+        loss, metrics = self._vae_next.loss(images, drawn, self.replay.proprioception[near], noise)
         if tether:
             drift = (self._vae_next.posterior(images)[0] - self.replay.latents[rows]).square().sum(-1).mean()
             loss = loss + tether * drift

@@ -11,9 +11,6 @@ from r3l.config import UserError, nearest
 from r3l.robot import Robot
 from r3l.task import Task
 
-EXTRAS = {"pygame": "gym"}
-"""Packages that an extra of this project brings."""
-
 
 class RobotFactory(Protocol):
     """What an entry point of group `r3l.robots` names."""
@@ -35,8 +32,6 @@ def _load(group: str, kind: str, name: str) -> object:
         return found[name].load()
     except ModuleNotFoundError as error:
         missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
-        if error.name in EXTRAS:
-            missing += f": pip install 'r3l[{EXTRAS[error.name]}]'"
         if error.name in ("pybullet", "pybullet_utils"):
             missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
         raise UserError(missing) from error

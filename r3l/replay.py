@@ -117,6 +117,18 @@ class Replay:
         """Draw rows uniformly: their positions [count] int64."""
         return torch.from_numpy(self._draw(count, rng, phases, transitions=False) % self.capacity).to(self.device)
 
+    def neighbours(self, rows: Tensor, reach: int, rng: np.random.Generator) -> Tensor:
+        """Return for each position one up to `reach` steps away: [B] int64; itself where the segment has ended."""
+        if not reach:
+            return rows
+        position = rows.cpu().numpy()
+        number = self.added - 1 - (self.added - 1 - position) % self.capacity
+        offset = rng.integers(-reach, reach + 1, len(rows))
+        other = number + offset
+        is_kept = (other >= max(self.added - self.capacity, 0)) & (other < self.added)
+        is_near = is_kept & (self._step[other % self.capacity] == self._step[position] + offset)
+        return torch.from_numpy(np.where(is_near, other, number) % self.capacity).to(self.device)
+
     def observations(self, windows: Tensor) -> Tensor:
         """Return what the policies see at [B, T] positions: [B, T * (Z + 2A)]."""
         rows = windows.reshape(-1)

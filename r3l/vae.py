@@ -35,6 +35,8 @@ class VAEConfig:
     """Weight of the squared distance to the acting encoder's latents in later updates."""
     keypoints: int = 16
     """Feature maps whose mean places the encoder sees beside what its plain convolutions see; 0 for none."""
+    neighbours: int = 2
+    """Draw a frame up to so many steps away from the one encoded, so that z keeps what both share; 0 draws the same."""
     conditional: bool = True
     """Give the decoder the proprioception, so that the latent need not carry the pose of the fingers."""
 
@@ -90,7 +92,8 @@ class VAE(nn.Module):
 
     Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviations: the decoder is
     conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world;
-    the encoder adds up plain convolutions, which say what is there, and `keypoints`, which say where.
+    the encoder adds up plain convolutions, which say what is there, and `keypoints`, which say where; what is drawn is
+    a frame a step or two away (`neighbours`), where the fingers are elsewhere and the world is much the same.
     """
 
     def __init__(self, config: VAEConfig, proprioception_size: int) -> None:
@@ -143,17 +146,18 @@ class VAE(nn.Module):
         inputs = torch.cat([latents, proprioception[:, : self._condition_size]], -1)
         return self.decoder(inputs) + 0.5  # type: ignore[no-any-return]
 
-    def loss(self, images: Tensor, proprioception: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+    def loss(self, seen: Tensor, drawn: Tensor, proprioception: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
         """Return the negative evidence lower bound, up to constants, and its parts.
 
         Args:
-            images: uint8 [B, 3, H, W].
-            proprioception: float32 [B, P].
+            seen: images to encode, uint8 [B, 3, H, W].
+            drawn: images to decode, uint8 [B, 3, H, W]: the same, or neighbours.
+            proprioception: float32 [B, P], where the fingers are in `drawn`.
             noise: standard normal [B, Z], the reparameterisation's.
         """
-        mean, log_variance = self.posterior(images)
+        mean, log_variance = self.posterior(seen)
         latents = mean + noise * (0.5 * log_variance).exp()
-        target = downsample(images, self.config.image_size)
+        target = downsample(drawn, self.config.image_size)
         error = (self.decode(latents, proprioception) - target).square().sum((1, 2, 3)).mean()
         kl = kl_divergence(mean, log_variance).mean()
         loss = self.config.reconstruction_weight * error + self.config.beta * kl

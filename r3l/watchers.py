@@ -18,11 +18,17 @@ from r3l.networks import channels_first
 from r3l.policy import load_policies
 from r3l.registry import load_robot
 from r3l.robot import SimulatedRobot
+from r3l.run import Run
 
 if TYPE_CHECKING:
     from r3l.train import Training
 
 METRICS_EVERY = 250
+
+
+def load_judge(run: Run) -> Judge | None:
+    """Return the run's judge, None before it is made."""
+    return Judge.load(run.judge) if run.judge.exists() else None
 
 
 class Watcher(Protocol):
@@ -66,9 +72,8 @@ class Curves:
         weights = training.run.read_weights(step)
         policies = load_policies(training.config, training.robot.spec, weights, training.device)
         episodes = self._evaluator.run(TaskPolicy(policies))
-        judged = None
-        if training.run.judge.exists():
-            judged = verdicts(Judge.load(training.run.judge), episodes)
+        judge = load_judge(training.run)
+        judged = verdicts(judge, episodes) if judge else None
         summary = summarise(episodes, judged, training.task.other_thresholds)
         append_jsonl(training.run.evaluations, {"step": step} | summary)
         shown = {"evaluation/success": summary["success"], "evaluation/error": summary["median_final_error"]}
@@ -113,8 +118,7 @@ class Health:
     def on_step(self, step: int) -> None:
         """Look when it is time."""
         if self._health.is_due(step):
-            judge = Judge.load(self._run.judge) if self._run.judge.exists() else None
-            self._metrics.write(step, self._health.look(judge))
+            self._metrics.write(step, self._health.look(load_judge(self._run)))
 
     def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Nothing to keep."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from r3l.robot import FloatArray, Truth
 from r3l.task import CameraPose, Rig, Scene, Task, Values, load_rig
 
+from .angles import wrap
+
 FOLDER = Path(__file__).parent
 GOAL_RAD = -2.5
 NEAR_M, NEAR_RAD = 0.03, math.radians(20)
@@ -38,11 +40,6 @@ RINGS = (
 down which it slides back when it was pushed over the step, and beyond the fingers' reach a wall for what was flung."""
 REACH_M = 0.029
 """The object's centre is never farther out than this, all prongs on the flat table."""
-
-
-def wrap(angle_rad: float) -> float:
-    """Return the angle in (-pi, pi]."""
-    return math.pi - (math.pi - angle_rad) % (2 * math.pi)
 
 
 class RepositionScene(Scene):

@@ -15,15 +15,12 @@ from torch import Tensor
 from r3l.robot import FloatArray, Truth
 from r3l.task import Rig, Scene, Task, Values, load_rig
 
+from .angles import wrap
+
 FOLDER = Path(__file__).parent
 FRICTION_NM = 0.04
 GOAL_RAD = 0.5
 HINGE = 0
-
-
-def wrap(angle_rad: float) -> float:
-    """Return the angle in (-pi, pi]."""
-    return math.pi - (math.pi - angle_rad) % (2 * math.pi)
 
 
 class ValveScene(Scene):

@@ -186,3 +186,29 @@ def test_the_same_seed_draws_the_same_transitions() -> None:
     first, second = draw(replay), draw(replay)
     assert torch.equal(first.now, second.now)
     assert torch.equal(first.next, second.next)
+
+
+@given(
+    segments=st.lists(st.tuples(st.integers(1, 7), st.just("task")), min_size=1, max_size=8),
+    capacity=st.integers(2, 25),
+    reach=st.integers(1, 4),
+)
+def test_neighbours_are_all_rows_of_the_segment_within_reach(
+    segments: list[Segment], capacity: int, reach: int
+) -> None:
+    rows = rows_of_segments(segments)
+    replay = replay_of(rows, capacity=capacity)
+    oldest = max(0, len(rows) - capacity)
+    for row in range(oldest, len(rows)):
+        near = range(max(row - reach, oldest), min(row + reach + 1, len(rows)))
+        expected = {other for other in near if rows[other].segment == rows[row].segment}
+        positions = torch.full((200,), row % capacity)
+        found = replay.neighbours(positions, reach, np.random.default_rng(0))
+        assert {int(n) for n in replay.proprioception[found, 0]} == expected
+
+
+def test_without_reach_a_row_is_its_own_neighbour_and_no_number_is_drawn() -> None:
+    replay, rng = replay_of(rows_of_segments([(5, "task")])), np.random.default_rng(0)
+    positions = torch.arange(5)
+    assert replay.neighbours(positions, 0, rng) is positions
+    assert rng.random() == np.random.default_rng(0).random()

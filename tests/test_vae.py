@@ -68,7 +68,7 @@ def test_encoding_one_image_is_encoding_it_in_a_batch() -> None:
 def test_loss_is_the_weighted_sum_of_squared_error_and_kl() -> None:
     vae, images, proprioception = vae_of(), bars(), torch.randn(16, 3)
     noise = torch.randn(16, 4)
-    loss, metrics = vae.loss(images, proprioception, noise)
+    loss, metrics = vae.loss(images, images, proprioception, noise)
     mean, log_variance = vae.posterior(images)
     decoded = vae.decode(mean + noise * (0.5 * log_variance).exp(), proprioception)
     error = (decoded - downsample(images, 16)).square().flatten(1).sum(1).mean()
@@ -90,7 +90,7 @@ def test_mean_places_are_those_of_a_bright_spot_and_the_middle_of_an_even_map() 
 def test_keypoints_are_there_when_asked_for_and_learn(keypoints: int) -> None:
     vae = vae_of(replace(SMALL, keypoints=keypoints))
     assert any("keypoints" in name for name, _ in vae.named_parameters()) is (keypoints > 0)
-    loss, _ = vae.loss(bars(), torch.zeros(16, 3), torch.zeros(16, 4))
+    loss, _ = vae.loss(bars(), bars(), torch.zeros(16, 3), torch.zeros(16, 4))
     loss.backward()
     assert all(parameter.grad is not None for parameter in vae.parameters())
 
@@ -110,7 +110,7 @@ def test_training_halves_the_reconstruction_error_and_the_latent_tells_images_ap
     generator = torch.Generator().manual_seed(0)
     errors = []
     for _ in range(120):
-        loss, metrics = vae.loss(images, proprioception, torch.randn(16, 4, generator=generator))
+        loss, metrics = vae.loss(images, images, proprioception, torch.randn(16, 4, generator=generator))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -118,3 +118,28 @@ def test_training_halves_the_reconstruction_error_and_the_latent_tells_images_ap
     assert errors[-1] < 0.5 * errors[0]
     latents = vae.encode(images)
     assert (latents[0] - latents[-1]).norm() > 5 * (latents[0] - latents[1]).norm() > 0
+
+
+def test_drawing_a_neighbour_leaves_out_what_the_two_do_not_share() -> None:
+    """An upper bar stays between neighbours, a lower one is anywhere: the latent tells the first and not the other."""
+
+    def scenes(stays: Tensor, moves: Tensor) -> Tensor:
+        images = torch.full((len(stays), 3, 16, 16), 30, dtype=torch.uint8)
+        for image, upper, lower in zip(images, stays, moves, strict=True):
+            image[:, :8, upper : upper + 4] = 220
+            image[:, 8:, lower : lower + 4] = 220
+        return images
+
+    vae = vae_of()
+    optimiser = torch.optim.Adam(vae.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        stays, moves, others = torch.randint(0, 12, (3, 32), generator=generator)
+        noise = torch.randn(32, 4, generator=generator)
+        loss, _ = vae.loss(scenes(stays, moves), scenes(stays, others), torch.zeros(32, 3), noise)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    every, same = torch.arange(12), torch.full((12,), 5)
+    told, left_out = vae.encode(scenes(every, same)), vae.encode(scenes(same, every))
+    assert told.var(0).sum() > 10 * left_out.var(0).sum()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from r3l.benchmark.record import Name, Record, Unattended, entropy, once, versions
+from r3l.benchmark.record import Name, Record, once, unattended, versions
 from r3l.checkpoint import write_file
 from r3l.cli import tune_process
 from r3l.config import Config
@@ -199,13 +199,7 @@ def record_peer(folder: Path, name: Name, command: str) -> Record:
         config=chosen,
         versions=versions(),
         evaluations=once(read_jsonl(folder / "evaluations.jsonl")),
-        unattended=Unattended(
-            success=float((truth["error"] <= task.success_error).mean()),
-            success_by_window=[],
-            coverage=entropy(task.cells(truth), task.cell_count),
-            coverage_by_window=[],
-            robot_s=chosen["steps"] / task.rig.control_hz,
-        ),
+        unattended=unattended(task, truth, chosen["steps"] / task.rig.control_hz),
         goal_images=0,
         resets=chosen["steps"] // task.episode_steps,
     )

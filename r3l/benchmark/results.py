@@ -8,17 +8,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r3l.benchmark.record import Record, Values, load_records
+from r3l.benchmark.record import WINDOW_STEPS, Record, Values, load_records
 from r3l.checkpoint import write_file
 from r3l.config import UserError
 from r3l.evaluate import confusion
 from r3l.registry import load_task
 from r3l.report.visited import display
+from r3l.task import Task
 
 PICTURE_S, RESET_S = 5.0, 10.0
 """What a person is taken to need for a goal picture, and to put an object back."""
@@ -34,6 +36,9 @@ ORDER = (
     "stable-baselines3",
 )
 MARKERS = ("<!-- results: made by scripts/benchmark results -->", "<!-- end of results -->")
+SUCCESS = ("env steps", "deployed: success", "each seed", "continuing: success", "coverage")
+PART = "_error_m"
+"""How the errors of parts are named in the truth."""
 HEALTH = ("held_out", "elsewhere", "auc", "average_precision", "rewarded", "judged_success")
 
 INTRODUCTION = f"""# Results
@@ -81,68 +86,66 @@ def last_steps(record: Record) -> int:
     return int(record.evaluations[-1]["step"])
 
 
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)]
+
+
+def success_cells(records: Sequence[Record]) -> list[str]:
+    """Return what both tables say of a variant's runs, under the titles SUCCESS."""
+    finals = [record.final() for record in records]
+    return [
+        f"{last_steps(records[0]):,}",
+        plus_minus(finals),
+        ", ".join(f"{final:.2f}" for final in finals),
+        plus_minus([record.unattended.success for record in records]),
+        plus_minus([record.unattended.coverage for record in records]),
+    ]
+
+
 def success_table(groups: Groups) -> list[str]:
     """Return the table of EARL's two metrics, coverage and cost."""
-    lines = [
-        "| variant | env steps | deployed: success | each seed | continuing: success | coverage | robot hours "
-        "| human minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for variant, records in groups.items():
-        finals = [record.final() for record in records]
-        cells = [
-            variant,
-            f"{last_steps(records[0]):,}",
-            plus_minus(finals),
-            ", ".join(f"{final:.2f}" for final in finals),
-            plus_minus([record.unattended.success for record in records]),
-            plus_minus([record.unattended.coverage for record in records]),
-            f"{np.mean([record.unattended.robot_s for record in records]) / 3600:.2f}",
-            f"{np.mean([human_minutes(record) for record in records]):.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        hours = np.mean([record.unattended.robot_s for record in records]) / 3600
+        minutes = np.mean([human_minutes(record) for record in records])
+        rows.append([variant, *success_cells(records), f"{hours:.2f}", f"{minutes:.0f}"])
+    return table(["variant", *SUCCESS, "robot hours", "human minutes"], rows)
 
 
-def threshold_table(groups: Groups, task_name: str) -> list[str]:
-    """Return success at the task's other thresholds, and the parts of the error, at the last three evaluations."""
-    task = load_task(task_name)
+def last_errors(record: Record, part: str = "") -> Values:
+    """Return the final errors of the episodes of the last three evaluations, or those of a part of the object."""
+    starts = last_starts(record)
+    return np.array([start["truth"][part] if part else start["final_error"] for start in starts], np.float64)
+
+
+def share_within(records: Sequence[Record], limit: float, part: str = "") -> str:
+    """Return the share of the last episodes whose error is within the limit, over seeds."""
+    return plus_minus([float((last_errors(record, part) <= limit).mean()) for record in records])
+
+
+def threshold_table(groups: Groups, task: Task) -> list[str]:
+    """Return success at all of the task's thresholds."""
     scale, unit = display(task.error_unit)
-    thresholds = sorted({task.success_error, *task.other_thresholds})
-    titles = [f"within {limit * scale:.3g} {unit}" for limit in thresholds]
-    lines = ["| variant | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
-    for variant, records in groups.items():
-        errors = [np.array([s["final_error"] for s in last_starts(record)]) for record in records]
-        shares = [plus_minus([float((found <= limit).mean()) for found in errors]) for limit in thresholds]
-        lines.append(f"| {variant} | " + " | ".join(shares) + " |")
-    return lines
+    limits = sorted({task.success_error, *task.other_thresholds})
+    rows = [[variant, *(share_within(records, limit) for limit in limits)] for variant, records in groups.items()]
+    return table(["variant", *(f"within {limit * scale:.3g} {unit}" for limit in limits)], rows)
 
 
-def last_starts(record: Record) -> list[dict[str, object]]:
+def part_table(groups: Groups, parts: Sequence[str], limit: float) -> list[str]:
+    """Return the share of episodes in which each part, a bead for example, ended within the limit."""
+    rows = [[variant, *(share_within(records, limit, part) for part in parts)] for variant, records in groups.items()]
+    return table(["variant", *(part.removesuffix(PART) for part in parts)], rows)
+
+
+def last_starts(record: Record) -> list[dict[str, Any]]:
     """Return the episodes of the last three evaluations."""
     return [start for entry in record.evaluations[-3:] for start in entry["starts"]]
 
 
-def bead_table(groups: Groups, limit_m: float) -> list[str]:
-    """Return the share of episodes in which each bead ended within the limit."""
-    beads = [name for name in groups["default"][0].evaluations[-1]["starts"][0]["truth"] if name.endswith("_error_m")]
-    lines = [
-        "| variant | " + " | ".join(name.split("_")[0] for name in beads) + " |",
-        "| --- |" + " --- |" * len(beads),
-    ]
-    for variant, records in groups.items():
-        shares = []
-        for bead in beads:
-            ends = [[start["truth"][bead] for start in last_starts(record)] for record in records]  # type: ignore[index]
-            shares.append(plus_minus([float((np.array(found) <= limit_m).mean()) for found in ends]))
-        lines.append(f"| {variant} | " + " | ".join(shares) + " |")
-    return lines
-
-
-def judge_line(groups: Groups) -> list[str]:
+def judge_table(groups: Groups) -> list[str]:
     """Return how often the judge was right over episodes of an untrained, a half-trained and the final policy."""
-    lines = ["| variant | judge: balanced accuracy | each seed | episodes | of them successes |", "| --- |" * 1]
-    lines[1] = "| --- | --- | --- | --- | --- |"
+    rows = []
     for variant, records in groups.items():
         pairs = [[(bool(s), bool(v)) for s, v in record.judged] for record in records if record.judged]
         if not pairs:
@@ -151,8 +154,9 @@ def judge_line(groups: Groups) -> list[str]:
         scores = [confusion(*map(list, zip(*found, strict=True)))["balanced_accuracy"] for found in [together, *pairs]]
         shown = ["–" if score is None else f"{score:.2f}" for score in scores]
         successes = sum(success for success, _ in together)
-        lines.append(f"| {variant} | {shown[0]} | {', '.join(shown[1:])} | {len(together)} | {successes} |")
-    return lines if len(lines) > 2 else []
+        rows.append([variant, shown[0], ", ".join(shown[1:]), str(len(together)), str(successes)])
+    titles = ["variant", "judge: balanced accuracy", "each seed", "episodes", "of them successes"]
+    return table(titles, rows) if rows else []
 
 
 def draw_curves(axes: Axes, groups: Groups) -> None:
@@ -170,13 +174,12 @@ def draw_curves(axes: Axes, groups: Groups) -> None:
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def draw_thresholds(axes: Axes, groups: Groups, task_name: str) -> None:
+def draw_thresholds(axes: Axes, groups: Groups, task: Task) -> None:
     """Draw success against the threshold on the final error."""
-    task = load_task(task_name)
     scale, unit = display(task.error_unit)
     limits: Values = np.linspace(0, 3 * task.success_error, 121)
     for index, (variant, records) in enumerate(groups.items()):
-        errors = np.array([start["final_error"] for record in records for start in last_starts(record)], np.float64)
+        errors = np.concatenate([last_errors(record) for record in records])
         shares = [(errors <= limit).mean() for limit in limits]
         axes.plot(limits * scale, shares, color=f"C{index}", label=variant)
     axes.axvline(task.success_error * scale, color="0.5", linestyle="--", linewidth=1)
@@ -202,60 +205,65 @@ def draw_health(figure: Figure, records: Sequence[Record]) -> None:
     panels[0].legend(fontsize=7)
 
 
-def draw_unattended(axes: Axes, groups: Groups) -> None:
-    """Draw the share of successes during the run itself, per window of env steps."""
+def draw_coverage(axes: Axes, groups: Groups) -> None:
+    """Draw the coverage of object states during the run itself, per window of env steps."""
     for index, (variant, records) in enumerate(groups.items()):
         windows = [record.unattended.coverage_by_window for record in records if record.unattended.coverage_by_window]
         if windows:
             shortest = min(map(len, windows))
             mean = np.mean([found[:shortest] for found in windows], axis=0)
-            axes.plot(2500 * np.arange(1, shortest + 1), mean, color=f"C{index}", label=variant)
+            axes.plot(WINDOW_STEPS * np.arange(1, shortest + 1), mean, color=f"C{index}", label=variant)
     axes.set(xlabel="env steps", ylabel="coverage of object states", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
 
 
-def draw(task: str, groups: Groups, figures: Path) -> list[str]:
-    """Write a task's figures; return their names."""
+def draw(task: Task, groups: Groups, figures: Path) -> dict[str, str]:
+    """Write a task's figures; return their file names."""
     curves = Figure(figsize=(10, 4), layout="constrained")
     left, right = curves.subplots(1, 2, width_ratios=(3, 2))
     draw_curves(left, groups)
-    draw_unattended(right, groups)
+    draw_coverage(right, groups)
     thresholds = Figure(figsize=(6, 3.6), layout="constrained")
     draw_thresholds(thresholds.subplots(), groups, task)
-    names = [f"{task}-curves.png", f"{task}-thresholds.png"]
-    for figure, name in zip((curves, thresholds), names, strict=True):
-        figure.savefig(figures / name, dpi=110)
+    made = {"curves": curves, "thresholds": thresholds}
     if "default" in groups and any("health/auc" in line for line in groups["default"][0].metrics):
-        health = Figure(figsize=(10, 5), layout="constrained")
-        draw_health(health, groups["default"])
-        names.append(f"{task}-health.png")
-        health.savefig(figures / names[-1], dpi=110)
+        made["health"] = Figure(figsize=(10, 5), layout="constrained")
+        draw_health(made["health"], groups["default"])
+    names = {kind: f"{task.name}-{kind}.png" for kind in made}
+    for kind, figure in made.items():
+        figure.savefig(figures / names[kind], dpi=110)
     return names
 
 
-def section(task: str, records: Sequence[Record], figures: Path) -> list[str]:
+def section(task: Task, groups: Groups, figures: Path) -> list[str]:
     """Return a task's part of the page."""
-    groups = by_variant(records)
     names = draw(task, groups, figures)
-    known = load_task(task)
-    scale, unit = display(known.error_unit)
-    success = f"a final error of at most {known.success_error * scale:.3g} {unit}"
-    lines = [f"## {task}", "", f"Goal: {known.description}. Success: {success}.", ""]
-    lines += [*success_table(groups), "", f"![Success over env steps, and coverage]({link(figures, names[0])})", ""]
-    lines += [*threshold_table(groups, task), "", f"![Success over the threshold]({link(figures, names[1])})", ""]
-    if "default" in groups and any(key.endswith("_error_m") for key in last_starts(groups["default"][0])[0]["truth"]):  # type: ignore[attr-defined]
-        lines += ["Share of episodes in which each bead ended within 2 cm:", "", *bead_table(groups, 0.02), ""]
-    verdicts = judge_line(groups)
+    scale, unit = display(task.error_unit)
+    limit = f"{task.success_error * scale:.3g} {unit}"
+    lines = [f"## {task.name}", "", f"Goal: {task.description}. Success: a final error of at most {limit}.", ""]
+    lines += [*success_table(groups), "", *show(figures, names["curves"], "Success over env steps, and coverage")]
+    lines += [*threshold_table(groups, task), "", *show(figures, names["thresholds"], "Success over the threshold")]
+    parts = [key for key in last_starts(next(iter(groups.values()))[0])[0]["truth"] if key.endswith(PART)]
+    if parts:
+        lines += [f"Share of episodes that ended with each within {limit}:", ""]
+        lines += [*part_table(groups, parts, task.success_error), ""]
+    verdicts = judge_table(groups)
     if verdicts:
         lines += [*verdicts, ""]
-    if len(names) > 2:
-        lines += [f"![Health of the learned reward, default]({link(figures, names[2])})", ""]
+    if "health" in names:
+        lines += show(figures, names["health"], "Health of the learned reward, default")
     return lines
 
 
-def link(figures: Path, name: str) -> str:
-    """Return a figure's address as seen from docs/."""
-    return f"../{figures.as_posix()}/{name}"
+def show(figures: Path, name: str, title: str) -> list[str]:
+    """Return the lines that show a figure in docs/."""
+    return [f"![{title}](../{figures.as_posix()}/{name})", ""]
+
+
+def by_task(records: Sequence[Record]) -> dict[str, Groups]:
+    """Group records by task, the valve first, and by variant."""
+    names = sorted({record.task for record in records}, key=lambda name: (name != "valve", name))
+    return {name: by_variant([record for record in records if record.task == name]) for name in names}
 
 
 def page(records: Sequence[Record], figures: Path) -> str:
@@ -263,8 +271,8 @@ def page(records: Sequence[Record], figures: Path) -> str:
     commands = sorted({record.command for record in records})
     versions = sorted({f"{name} {value}" for record in records for name, value in record.versions.items()})
     lines = [INTRODUCTION]
-    for task in sorted({record.task for record in records}, key=lambda name: (name != "valve", name)):
-        lines += section(task, [record for record in records if record.task == task], figures)
+    for name, groups in by_task(records).items():
+        lines += section(load_task(name), groups, figures)
     lines += ["## How to make them again", "", "```", *commands, "scripts/benchmark results", "```", ""]
     lines += [f"Versions: {', '.join(versions)}.", ""]
     return "\n".join(lines)
@@ -272,19 +280,12 @@ def page(records: Sequence[Record], figures: Path) -> str:
 
 def summary(records: Sequence[Record]) -> str:
     """Return the README's table."""
-    lines = [
-        "| task | variant | env steps | success | each seed | during the run | coverage |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    rows = [
+        [task, variant, *success_cells(found)]
+        for task, groups in by_task(records).items()
+        for variant, found in groups.items()
     ]
-    for task in sorted({record.task for record in records}, key=lambda name: (name != "valve", name)):
-        for variant, found in by_variant([record for record in records if record.task == task]).items():
-            finals = [record.final() for record in found]
-            cells = [task, variant, f"{last_steps(found[0]):,}", plus_minus(finals)]
-            cells += [", ".join(f"{final:.2f}" for final in finals)]
-            cells += [plus_minus([record.unattended.success for record in found])]
-            cells += [plus_minus([record.unattended.coverage for record in found])]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(table(["task", "variant", *SUCCESS], rows))
 
 
 def replace_section(text: str, new: str) -> str:
