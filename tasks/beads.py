@@ -20,6 +20,8 @@ BEADS = 4
 TRAVEL_M = 0.0475
 """How far each bead slides to either side of its place in the middle; neighbours push one another."""
 FRICTION_N = 0.3
+BACKDROP_M = (0.005, 0.6, 0.5)
+"""Half the size of a board behind the hand: against a bright sky fingers would stand out more than beads."""
 GOAL_M = np.array([-TRAVEL_M, -TRAVEL_M, TRAVEL_M, TRAVEL_M], np.float32)
 LAYOUTS = np.array(
     [
@@ -46,8 +48,8 @@ class BeadsScene(Scene):
     """Beads on their rail; friction holds them where they are left."""
 
     state_names = tuple(f"diagnostic_{what}{bead}" for what in ("place", "velocity") for bead in range(BEADS))
-    camera = CameraPose((-0.28, 0.0, 0.19), (0.0, 0.0, 0.04), 36.0)
-    """From the side, where the fingers hardly ever hide a bead: from the palm they hide the one they touch."""
+    camera = CameraPose((0.32, 0.0, 0.03), (0.0, 0.0, 0.05), 36.0)
+    """Standing on the table: from there the fingers hide half a bead in 5% of frames, from above it in a third."""
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -59,6 +61,8 @@ class BeadsScene(Scene):
         for bead in range(BEADS):
             client.changeDynamics(body, bead, lateralFriction=0.8, jointLowerLimit=-TRAVEL_M, jointUpperLimit=TRAVEL_M)
             client.setJointMotorControl2(body, bead, client.VELOCITY_CONTROL, targetVelocity=0.0, force=FRICTION_N)
+        backdrop = client.createVisualShape(client.GEOM_BOX, halfExtents=BACKDROP_M, rgbaColor=[0.30, 0.38, 0.47, 1])
+        client.createMultiBody(0, -1, backdrop, [-0.3, 0, 0])
         self._client, self.bodies = client, (body,)
 
     def place(self, state: FloatArray) -> None:

@@ -98,7 +98,7 @@ def test_the_object_stays_where_it_is_left(task: Task, twin: Twin) -> None:
 
 def test_doing_nothing_hardly_ever_succeeds(task: Task, twin: Twin) -> None:
     evaluator = Evaluator(task, from_task(task))
-    found = summarise(evaluator.run(DoNothing(), count=40, seed=3), thresholds=task.other_thresholds)
+    found = summarise(evaluator.run(DoNothing(), count=24, seed=3), thresholds=task.other_thresholds)
     evaluator.close()
     assert found["success"] <= 0.05
     assert set(found["success_at"]) == {f"{threshold:g}" for threshold in task.other_thresholds}
@@ -204,7 +204,7 @@ def test_reposition_has_no_place_to_die_in(seed: int) -> None:
             distances = [truth["distance_m"] for truth in found]
             pushed = max(pushed, *distances)
             assert min(distances) < 0.05
-            assert found[-1]["upright"] > 0.9
+            assert found[-1]["upright"] > TILT
             seed += 2
     assert pushed > 0.04
 
