@@ -10,9 +10,14 @@ from gymnasium.envs.registration import register
 __version__ = "0.1.0"
 
 
+def environment_title(task: str) -> str:
+    """Return how a task is called in the names of its environments: `three-beads` as `ThreeBeads`."""
+    return "".join(part.title() for part in task.split("-"))
+
+
 def _register_environments() -> None:
     for task in entry_points(group="r3l.tasks"):
-        title = "".join(part.title() for part in task.name.split("-"))
+        title = environment_title(task.name)
         register(
             id=f"r3l/{title}-v0",
             entry_point="r3l.env:make",

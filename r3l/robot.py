@@ -143,8 +143,9 @@ class SimulatedRobot(Robot):
 
     def view(self, side: int) -> Image:
         """Return a square picture of the world for people, [side, side, 3]; nothing that learns ever sees it."""
-        rows, columns = (np.arange(side) * size // side for size in self.observe().image.shape[:2])
-        picture: Image = self.observe().image[rows][:, columns]
+        image = self.observe().image
+        rows, columns = (np.arange(side) * size // side for size in image.shape[:2])
+        picture: Image = image[rows][:, columns]
         return picture
 
     @abstractmethod

@@ -49,7 +49,7 @@ class RepositionScene(Scene):
         f"diagnostic_{name}" for name in ("x", "y", "cos", "sin", "velocity_x", "velocity_y", "turning")
     )
     camera = CameraPose((0.3, 0.0, 0.2), (0.0, 0.0, 0.025), 38.0)
-    """From the side with one finger, and above: a third of the object is hidden in 3% of frames, from the palm in 43%."""
+    """From one side and above: the fingers hide a third of the object in 3% of frames, from the palm in 43%."""
 
     def __init__(self) -> None:
         self._client: Any = None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from r3l.benchmark import learning, peer, results
-from r3l.benchmark.record import Name, Record, Unattended, differences, entropy, load_record, unattended
+from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended
 from r3l.config import Config, to_dict
 from r3l.jsonl import read_jsonl
 from r3l.tasks.beads import BEADS, Beads
@@ -65,12 +65,6 @@ def record(variant: str = "default", seed: int = 0, success: float = 0.5, **chan
         metrics=[{"step": 250, "classifier_loss": 0.1}, health],
     )
     return replace(found, **changes)
-
-
-def test_entropy_of_visits_in_closed_form() -> None:
-    assert entropy(np.zeros(9, np.int64), 4) == 0
-    assert entropy(np.arange(8) % 4, 4) == pytest.approx(1)
-    assert entropy(np.array([0, 0, 1, 1]), 4) == pytest.approx(0.5)
 
 
 def test_what_happened_unattended_is_measured_on_known_steps_alone() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from r3l import environment_title
 from r3l.benchmark.record import Name, Record, once, unattended, versions
 from r3l.checkpoint import write_file
 from r3l.cli import tune_process
@@ -79,8 +80,8 @@ def build(chosen: dict[str, Any]) -> Any:
     from stable_baselines3 import SAC
     from stable_baselines3.common.monitor import Monitor
 
-    title = chosen["task"].title()
-    env = Monitor(gymnasium.make(f"r3l/{title}-Resets-v0", true_state=True), info_keywords=("is_success",))
+    name = f"r3l/{environment_title(chosen['task'])}-Resets-v0"
+    env = Monitor(gymnasium.make(name, true_state=True), info_keywords=("is_success",))
     actions = len(load_task(chosen["task"]).rig.joints)
     return SAC(
         "MlpPolicy",

@@ -23,7 +23,7 @@ from r3l.jsonl import read_jsonl
 from r3l.judge import Judge
 from r3l.policy import load_policies
 from r3l.registry import load_robot, load_task
-from r3l.report.visited import connect, read_visited
+from r3l.report.visited import connect, entropy, read_visited
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
 from r3l.task import Task
@@ -121,13 +121,6 @@ def load_records(folder: Path) -> list[Record]:
     return [load_record(path) for path in sorted(folder.glob("*.json"))]
 
 
-def entropy(cells: NDArray[np.int64], count: int) -> float:
-    """Return the entropy of visited cells, 1 when all `count` are visited alike and 0 for a single one."""
-    share = np.bincount(cells, minlength=count) / max(len(cells), 1)
-    seen = share[share > 0]
-    return float(-(seen * np.log(seen)).sum() / np.log(count)) if count > 1 else 0.0
-
-
 def unattended(task: Task, truth: Mapping[str, Values], robot_s: float) -> Unattended:
     """Measure a run from its truth columns [N], one value per env step."""
     known = np.isfinite(truth["error"])
@@ -135,11 +128,15 @@ def unattended(task: Task, truth: Mapping[str, Values], robot_s: float) -> Unatt
     is_success = columns["error"] <= task.success_error
     cells = task.cells(columns)
     windows = range(0, len(cells), WINDOW_STEPS)
+
+    def covered(some: NDArray[np.int64]) -> float:
+        return entropy(np.bincount(some, minlength=task.cell_count))
+
     return Unattended(
         success=float(is_success.mean()) if len(cells) else 0.0,
         success_by_window=[float(is_success[start : start + WINDOW_STEPS].mean()) for start in windows],
-        coverage=entropy(cells, task.cell_count),
-        coverage_by_window=[entropy(cells[start : start + WINDOW_STEPS], task.cell_count) for start in windows],
+        coverage=covered(cells),
+        coverage_by_window=[covered(cells[start : start + WINDOW_STEPS]) for start in windows],
         robot_s=robot_s,
     )
 

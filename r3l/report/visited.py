@@ -157,11 +157,10 @@ def display(unit: str) -> tuple[float, str]:
     return DISPLAY.get(unit, (1.0, unit))
 
 
-def entropy(values: Values, low: float, high: float) -> float:
-    """Return the entropy of a histogram over [low, high], 1 for uniform and 0 for a single bin."""
-    counts = np.histogram(values, BINS, (low, high))[0]
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Return the entropy of how often each of some cells was visited, 1 for all alike and 0 for a single one."""
     share = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(share * np.log(share)).sum() / math.log(BINS))
+    return float(-(share * np.log(share)).sum() / math.log(max(len(counts), 2)))
 
 
 def coverage(axis: ObjectAxis, chosen: NDArray[np.bool_], window: int) -> tuple[Values, Values]:
@@ -172,5 +171,6 @@ def coverage(axis: ObjectAxis, chosen: NDArray[np.bool_], window: int) -> tuple[
         part = known[start : start + window]
         if part.sum() >= window / 5:
             steps.append(start + len(part))
-            found.append(entropy(axis.values[start : start + window][part], axis.low, axis.high))
+            values = axis.values[start : start + window][part]
+            found.append(entropy(np.histogram(values, BINS, (axis.low, axis.high))[0]))
     return np.array(steps, np.float64), np.array(found, np.float64)
