@@ -36,6 +36,8 @@ class ClassifierConfig:
     """Share of the negatives drawn from exploration and perturbation phases; the rest from all visited states."""
     reward: Literal["probability", "logit"] = "probability"
     """probability: p / mean p of the training goals, at most 1. logit: the logit / logit_scale."""
+    temperature: float = 1.0
+    """Divides the log odds before `probability` rewards them: above 1, near misses count for more."""
     logit_scale: float = 10.0
 
 
@@ -96,7 +98,7 @@ class Classifier(nn.Module):
         """Return the task reward: [B], in [0, 1] for `probability`."""
         if self.config.reward == "logit":
             return self.logit(states) / self.config.logit_scale
-        return (self.probability(states) / self.goal_level).clamp(max=1.0)
+        return (self._tempered(states) / self.goal_level).clamp(max=1.0)
 
     def update(self, goals: Tensor, visited: Tensor, generator: torch.Generator) -> Metrics:
         """Make one step of mixed-up cross entropy: goals [B, ...] are successes, visited [B, ...] are not."""
@@ -113,6 +115,9 @@ class Classifier(nn.Module):
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        level = self.probability(goals)
-        self.goal_level.lerp_(level.mean().clamp_min(0.05), 0.05)
-        return {"classifier_loss": loss.detach(), "goal_probability": level.mean()}
+        self.goal_level.lerp_(self._tempered(goals).mean().clamp_min(0.05), 0.05)
+        return {"classifier_loss": loss.detach(), "goal_probability": self.probability(goals).mean()}
+
+    @torch.no_grad()
+    def _tempered(self, states: Tensor) -> Tensor:
+        return torch.sigmoid(self.logit(states) / self.config.temperature)

@@ -171,6 +171,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "classifier.mixup_alpha": (0, 100),
     "classifier.exploration_share": (0, 1),
     "classifier.logit_scale": (1e-6, 1e6),
+    "classifier.temperature": (1e-6, 1e6),
     "health.check_every": (0, MANY),
     "health.min_auc": (0, 1),
     "health.min_score": (0, 1),

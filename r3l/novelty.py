@@ -64,7 +64,8 @@ class RunningMoments(nn.Module):
 class Novelty(nn.Module):
     """Error of a predictor trained to match a fixed random network: high where states are new.
 
-    Source: Burda et al. 2018, section 2.2; R3L (Zhu et al. 2020), section 4.2. Deviations: inputs are whitened and
+    Source: Burda et al. 2018, section 2.2; R3L (Zhu et al. 2020), section 4.2. Deviations: inputs are centred,
+    divided by the largest of their deviations, so that latents which say nothing are not blown up to noise, and
     clipped to [-5, 5]; the reward is divided by a running standard deviation and clipped.
     """
 
@@ -81,15 +82,15 @@ class Novelty(nn.Module):
         self.errors = RunningMoments(1, config.decay)
         self.optimiser = torch.optim.Adam(self.predictor.parameters(), config.learning_rate, fused=True)
 
-    def _whiten(self, states: Tensor) -> Tensor:
+    def _scaled(self, states: Tensor) -> Tensor:
         if self.is_image:
             return states
         mean, deviation = self.inputs.moments()
-        return ((states - mean) / deviation.clamp_min(1e-2)).clamp(-5, 5)
+        return ((states - mean) / deviation.max().clamp_min(1e-2)).clamp(-5, 5)
 
     def error(self, states: Tensor) -> Tensor:
         """Return the mean squared prediction error: [B, I] or uint8 [B, C, H, W] to [B]."""
-        whitened = self._whiten(states)
+        whitened = self._scaled(states)
         with torch.no_grad():
             target = self.target(whitened)
         return (self.predictor(whitened) - target).square().mean(-1)  # type: ignore[no-any-return]

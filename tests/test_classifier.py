@@ -78,6 +78,16 @@ def test_reward_is_a_probability_scaled_by_that_of_the_goals_and_at_most_1(scale
     torch.testing.assert_close(reward, expected)
 
 
+def test_a_higher_temperature_rewards_near_misses_more_and_goals_the_same() -> None:
+    sharp, soft = trained(QUICK), trained(replace(QUICK, temperature=3.0))
+    states = torch.linspace(-1, 1, 9)[:, None].expand(-1, 2)
+    torch.testing.assert_close(sharp.logit(states), soft.logit(states))
+    rewards = soft.reward(states)
+    assert (rewards.diff() >= 0).all()
+    assert rewards[3] > sharp.reward(states)[3] + 0.02
+    assert soft.reward(cluster(1.0, 3)).mean() == pytest.approx(sharp.reward(cluster(1.0, 3)).mean().item(), abs=0.1)
+
+
 def test_goal_level_follows_the_mean_probability_of_the_goals() -> None:
     classifier = classifier_of()
     metrics = classifier.update(cluster(1.0, 0), cluster(-1.0, 1), torch.Generator().manual_seed(0))

@@ -50,6 +50,20 @@ def test_error_falls_on_seen_states_and_stays_higher_on_unseen_ones() -> None:
     assert novelty.reward(cluster(1.5, 1000)).mean() > novelty.reward(cluster(0.0, 1000)).mean()
 
 
+def test_a_latent_that_says_nothing_makes_nothing_new() -> None:
+    """Noise of a hundredth of the others' deviation is not blown up to the same size."""
+    novelty = novelty_of()
+    scale = torch.tensor([1.0, 1.0, 1.0, 0.03])
+    for seed in range(200):
+        novelty.update(scale * cluster(0.0, seed))
+    states = scale * cluster(0.0, 1000)
+    far = 3 * 0.3 * scale
+    says_something = novelty.error(states + far * torch.tensor([1.0, 0, 0, 0])).mean()
+    says_nothing = novelty.error(states + far * torch.tensor([0, 0, 0, 1.0])).mean()
+    assert says_nothing < 1.2 * novelty.error(states).mean()
+    assert says_something > 3 * says_nothing
+
+
 def test_reward_is_the_error_in_running_deviations() -> None:
     novelty = novelty_of(NoveltyConfig(hidden=64, max_reward=1e6))
     for seed in range(5):
