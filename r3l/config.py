@@ -155,6 +155,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "sac.initial_temperature": (1e-6, 100),
     "sac.target_entropy_per_action": (-100, 100),
     "sac.noise_correlation": (0, 0.999),
+    "novelty.motion": (0, 1000),
     "novelty.hidden": (1, 65536),
     "novelty.embedding": (1, 65536),
     "novelty.learning_rate": (0, 1),
@@ -186,7 +187,9 @@ def _without_perturbation(config: Config) -> Config:
 
 
 def _true_state(config: Config) -> Config:
-    return replace(config, state="diagnostic-true-state", window=1, novelty=replace(config.novelty, sees="latent"))
+    return replace(
+        config, state="diagnostic-true-state", window=1, novelty=replace(config.novelty, sees="latent", motion=0.0)
+    )
 
 
 def _true_reward(config: Config) -> Config:
@@ -232,7 +235,7 @@ def _paper() -> Config:
             averaging=1.0,
             noise_correlation=0.0,
         ),
-        novelty=NoveltyConfig(sees="pixels", embedding=512, max_reward=1000.0),
+        novelty=NoveltyConfig(sees="pixels", motion=0.0, embedding=512, max_reward=1000.0),
         classifier=ClassifierConfig(
             sees="pixels",
             reward="logit",

@@ -66,7 +66,8 @@ class Learner:
             self.agents = {name: SAC(features, actions, config.sac, image=pixels) for name in AGENTS}
             novelty_image = single if config.novelty.sees == "pixels" else None
             owners = AGENTS if config.separate_replays else AGENTS[1:]
-            self.novelty = {name: Novelty(config.novelty, size, image=novelty_image) for name in owners}
+            novelty_size = 2 * size if config.novelty.motion else size
+            self.novelty = {name: Novelty(config.novelty, novelty_size, image=novelty_image) for name in owners}
             classifier_image = single if config.classifier.sees == "pixels" else None
             self.classifier = Classifier(config.classifier, size, image=classifier_image)
         for module in self.modules().values():
@@ -213,7 +214,7 @@ class Learner:
         if self.updates % config.novelty.update_every == 0:
             for owner, novelty in self.novelty.items():
                 rows = self._rows(config.novelty.batch_size, self._phases(owner))
-                metrics |= novelty.update(self._states(rows, config.novelty.sees))
+                metrics |= novelty.update(self._novelty_states(rows))
         if config.reward == "classifier" and self.updates % config.classifier.update_every == 0:
             metrics |= self._update_classifier()
         if self.vae is not None and config.vae.update_every:
@@ -238,7 +239,7 @@ class Learner:
     def novelty_reward(self, rows: Tensor, owner: str = "perturbation") -> Tensor:
         """Return the novelty reward for replay positions: [B] int64 to [B] float32."""
         novelty = self.novelty.get(owner, self.novelty["perturbation"])
-        return novelty.reward(self._states(rows, self.config.novelty.sees))
+        return novelty.reward(self._novelty_states(rows))
 
     def success_of_rows(self, rows: Tensor) -> Tensor:
         """Return the success classifier's probability for replay positions: [B] int64 to [B] float32."""
@@ -310,6 +311,12 @@ class Learner:
 
     def _states(self, rows: Tensor, sees: str) -> Tensor:
         return self.replay.pixels(rows[:, None]) if sees == "pixels" else self.replay.latents[rows]
+
+    def _novelty_states(self, rows: Tensor) -> Tensor:
+        config, latents = self.config.novelty, self.replay.latents
+        if config.sees == "pixels" or not config.motion:
+            return self._states(rows, config.sees)
+        return torch.cat([latents[rows], config.motion * (latents[rows] - latents[self.replay.previous(rows)])], -1)
 
     def _update_classifier(self) -> dict[str, Tensor]:
         config = self.config.classifier

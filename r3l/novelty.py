@@ -20,6 +20,9 @@ class NoveltyConfig:
 
     sees: Sees = "latent"
     """What novelty is measured on: the encoder's latent, or pixels with convolutions of its own."""
+    motion: float = 2.0
+    """Weight of the latent's change since the step before, which is seen beside it: one frame shows no motion, and an
+    object that moves is the more novel. 0 leaves it out; pixels are seen without."""
     hidden: int = 256
     embedding: int = 64
     learning_rate: float = 1e-4

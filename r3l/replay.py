@@ -121,9 +121,15 @@ class Replay:
         """Return for each position one up to `reach` steps away: [B] int64; itself where the segment has ended."""
         if not reach:
             return rows
+        return self._shifted(rows, rng.integers(-reach, reach + 1, len(rows)))
+
+    def previous(self, rows: Tensor) -> Tensor:
+        """Return for each position that of the step before: [B] int64; itself where the segment begins."""
+        return self._shifted(rows, np.full(len(rows), -1))
+
+    def _shifted(self, rows: Tensor, offset: Rows) -> Tensor:
         position = rows.cpu().numpy()
         number = self.added - 1 - (self.added - 1 - position) % self.capacity
-        offset = rng.integers(-reach, reach + 1, len(rows))
         other = number + offset
         is_kept = (other >= max(self.added - self.capacity, 0)) & (other < self.added)
         is_near = is_kept & (self._step[other % self.capacity] == self._step[position] + offset)

@@ -116,6 +116,22 @@ def test_rewards_are_those_of_the_current_models(store: ExperienceStore) -> None
     assert not torch.allclose(learner.novelty_reward(rows), before[1])
 
 
+@pytest.mark.parametrize("motion", [0.0, 2.0])
+def test_novelty_sees_the_change_of_the_latent_within_the_segment(store: ExperienceStore, motion: float) -> None:
+    learner = learner_of(replace(BASE, novelty=replace(BASE.novelty, motion=motion)), store)
+    rows = torch.tensor([11, 12, 13])  # the end of one segment, and the first two rows of the next
+    latents = learner.replay.latents
+    seen = learner._novelty_states(rows)
+    assert torch.equal(seen[:, : latents.shape[1]], latents[rows])
+    if not motion:
+        assert seen.shape == (3, latents.shape[1])
+        return
+    change = seen[:, latents.shape[1] :]
+    torch.testing.assert_close(change[0], 2 * (latents[11] - latents[10]))
+    assert not change[1].any()
+    torch.testing.assert_close(change[2], 2 * (latents[13] - latents[12]))
+
+
 def test_sampled_transitions_are_relabelled_with_each_update(
     store: ExperienceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,9 @@ def test_neighbours_are_all_rows_of_the_segment_within_reach(
     rows = rows_of_segments(segments)
     replay = replay_of(rows, capacity=capacity)
     oldest = max(0, len(rows) - capacity)
+    held = torch.arange(oldest, len(rows)) % capacity
+    before = replay.proprioception[replay.previous(held), 0].tolist()
+    assert before == [naive_window(rows, row, oldest, 2)[0] for row in range(oldest, len(rows))]
     for row in range(oldest, len(rows)):
         near = range(max(row - reach, oldest), min(row + reach + 1, len(rows)))
         expected = {other for other in near if rows[other].segment == rows[row].segment}
