@@ -32,12 +32,12 @@ class ClassifierConfig:
     """Updates on exploration states before the agents start to learn."""
     mixup_alpha: float = 1.0
     """Parameter of the Beta distribution that mixes inputs and labels; 0 switches mixup off."""
+    noise: float = 0.4
+    """Deviation of the Gaussian noise added to latents while learning: without it near misses earn next to nothing."""
     exploration_share: float = 0.5
     """Share of the negatives drawn from exploration and perturbation phases; the rest from all visited states."""
     reward: Literal["probability", "logit"] = "probability"
     """probability: p / mean p of the training goals, at most 1. logit: the logit / logit_scale."""
-    temperature: float = 1.0
-    """Divides the log odds before `probability` rewards them: above 1, near misses count for more."""
     logit_scale: float = 10.0
 
 
@@ -63,9 +63,10 @@ def mixup(positives: Tensor, negatives: Tensor, share: Tensor, order: Tensor) ->
 class Classifier(nn.Module):
     """Discriminator whose probability of success rewards the task policy.
 
-    Source: Fu et al. 2018 (VICE), section 5; R3L (Zhu et al. 2020), section 4.1. Deviations: true mixup; half of the
-    negatives come from exploration and perturbation; the reward is bounded and scaled by its mean on the goals, which
-    keeps it stationary while the policy's own successes turn into negatives.
+    Source: Fu et al. 2018 (VICE), section 5; R3L (Zhu et al. 2020), section 4.1. Deviations: true mixup; noise on the
+    inputs while learning (Arjovsky & Bottou 2017, section 3), so that the reward rises towards the goal instead of
+    jumping up at it; half of the negatives come from exploration and perturbation; the reward is bounded and scaled by
+    its mean on the goals, which keeps it stationary while the policy's own successes turn into negatives.
     """
 
     goal_level: Tensor
@@ -98,7 +99,7 @@ class Classifier(nn.Module):
         """Return the task reward: [B], in [0, 1] for `probability`."""
         if self.config.reward == "logit":
             return self.logit(states) / self.config.logit_scale
-        return (self._tempered(states) / self.goal_level).clamp(max=1.0)
+        return (self.probability(states) / self.goal_level).clamp(max=1.0)
 
     def update(self, goals: Tensor, visited: Tensor, generator: torch.Generator) -> Metrics:
         """Make one step of mixed-up cross entropy: goals [B, ...] are successes, visited [B, ...] are not."""
@@ -111,13 +112,12 @@ class Classifier(nn.Module):
         order = torch.randperm(count, generator=generator)
         device = goals.device
         inputs, labels = mixup(goals.float(), visited.float(), share.to(device), order.to(device))
+        if self.config.noise and self.config.sees == "latent":
+            inputs = inputs + self.config.noise * torch.randn(inputs.shape, generator=generator).to(device)
         loss = F.binary_cross_entropy_with_logits(self.logit(inputs), labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        self.goal_level.lerp_(self._tempered(goals).mean().clamp_min(0.05), 0.05)
-        return {"classifier_loss": loss.detach(), "goal_probability": self.probability(goals).mean()}
-
-    @torch.no_grad()
-    def _tempered(self, states: Tensor) -> Tensor:
-        return torch.sigmoid(self.logit(states) / self.config.temperature)
+        level = self.probability(goals).mean()
+        self.goal_level.lerp_(level.clamp_min(0.05), 0.05)
+        return {"classifier_loss": loss.detach(), "goal_probability": level}

@@ -170,9 +170,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "classifier.update_every": (1, MANY),
     "classifier.pretrain_updates": (0, MANY),
     "classifier.mixup_alpha": (0, 100),
+    "classifier.noise": (0, 1000),
     "classifier.exploration_share": (0, 1),
     "classifier.logit_scale": (1e-6, 1e6),
-    "classifier.temperature": (1e-6, 1e6),
     "health.check_every": (0, MANY),
     "health.min_auc": (0, 1),
     "health.min_score": (0, 1),
@@ -243,6 +243,7 @@ def _paper() -> Config:
             batch_size=128,
             update_every=200,
             pretrain_updates=0,
+            noise=0.0,
             exploration_share=0.0,
         ),
     )

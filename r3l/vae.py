@@ -19,7 +19,7 @@ class VAEConfig:
     """Length of the latent state z."""
     image_size: int = 32
     """Side in pixels that images are averaged down to before encoding."""
-    beta: float = 0.5
+    beta: float = 2.0
     """Weight of the KL term against the squared error."""
     reconstruction_weight: float = 10.0
     """Weight of the squared error summed over pixels and channels."""
