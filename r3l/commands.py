@@ -54,7 +54,7 @@ class TrainCommand:
     task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
     """Task to learn; not with --resume."""
     steps: OptionalInt = None
-    """Env steps of the run (25000 by default: 42 minutes of robot time at 10 Hz)."""
+    """Env steps of the run (30000 by default: 50 minutes of robot time at 10 Hz)."""
     name: OptionalName = None
     """Name of the run directory below runs/; TASK-1, TASK-2, … by default."""
     goals: OptionalPath = None

@@ -61,7 +61,7 @@ class Config:
     task: str = "valve"
     robot: str = "twin"
     seed: int = 0
-    steps: int = 25_000
+    steps: int = 30_000
     """Env steps of the run, exploration included, homing not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     state: Literal["latent", "pixels", "diagnostic-true-state"] = "latent"

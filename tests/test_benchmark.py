@@ -141,7 +141,7 @@ def test_records_of_another_configuration_are_refused_with_the_difference(
     assert learning.main(["--seeds", "0", "--steps", "123"]) == 2
     error = capsys.readouterr().err
     assert "valve-default-3.json" in error
-    assert "steps is 25000 there, 123 here" in error
+    assert "steps is 30000 there, 123 here" in error
     assert learning.main(["--variants", "no-perturbation", "--set", "window=3"]) == 2
     assert "window=3" in capsys.readouterr().err
     (learning.RECORDS / "valve-default-3.json").write_text("{}")
