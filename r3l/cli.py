@@ -217,17 +217,16 @@ def train(command: TrainCommand) -> int:
     from r3l.train import pick_device
     from r3l.train import train as run_training
 
-    if command.resume is not None:
-        run = reopen(command)
-        folder, config, goal_folder = run.folder, run.config, run.goals
-    else:
-        config = resolve(command)
-        name = load_task(config.task).name
-        folder = command.runs / command.name if command.name else free_name(command.runs, name)
-        goal_folder = command.goals or Path("goals") / name
+    resumed = reopen(command) if command.resume is not None else None
+    config = resumed.config if resumed else resolve(command)
     task = load_task(config.task)
+    if resumed:
+        folder, goal_folder = resumed.folder, resumed.goals
+    else:
+        folder = command.runs / command.name if command.name else free_name(command.runs, task.name)
+        goal_folder = command.goals or Path("goals") / task.name
     pick_device(config.device)
-    if command.resume is None and not command.check and folder.exists():
+    if not resumed and not command.check and folder.exists():
         Run.create(folder, config)  # says that it exists
     if not goal_folder.exists():
         raise UserError(
@@ -241,11 +240,11 @@ def train(command: TrainCommand) -> int:
     if command.check:
         print("nothing was started: --check")
         return 0
-    if command.resume is None:
+    if resumed:
+        run = resumed if command.steps is None else resumed.extended(command.steps)
+    else:
         run = Run.create(folder, config)
         run.keep_goals(goal_folder)
-    elif command.steps is not None:
-        run = run.extended(command.steps)
     print(f"run directory: {folder}")
     if not run_training(run):
         print(f"stopped; go on with: r3l train --resume {folder}")
