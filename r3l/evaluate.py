@@ -244,7 +244,7 @@ def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool,
             "do-nothing": DoNothing(),
             "random": RandomPolicy(seed),
         }
-    judge = Judge.load(run.judge) if run.judge.exists() else None
+    judge = load_judge(run)
     found: dict[str, Any] = {"run": run.folder.name, "task": task.name, "step": step, "unit": task.error_unit}
     evaluator = Evaluator(task, robot)
     try:
@@ -264,6 +264,11 @@ def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool,
     print_evaluation(found, list(behaviours))
     print(f"figures: {out / 'evaluation.json'}; films beside them")
     return found
+
+
+def load_judge(run: Run) -> Judge | None:
+    """Return the run's judge, None before it is made."""
+    return Judge.load(run.judge) if run.judge.exists() else None
 
 
 def verdicts(judge: Judge, episodes: Sequence[Episode]) -> list[bool]:

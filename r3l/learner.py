@@ -313,10 +313,11 @@ class Learner:
         return self.replay.pixels(rows[:, None]) if sees == "pixels" else self.replay.latents[rows]
 
     def _novelty_states(self, rows: Tensor) -> Tensor:
-        config, latents = self.config.novelty, self.replay.latents
+        config = self.config.novelty
+        now = self._states(rows, config.sees)
         if config.sees == "pixels" or not config.motion:
-            return self._states(rows, config.sees)
-        return torch.cat([latents[rows], config.motion * (latents[rows] - latents[self.replay.previous(rows)])], -1)
+            return now
+        return torch.cat([now, config.motion * (now - self.replay.latents[self.replay.previous(rows)])], -1)
 
     def _update_classifier(self) -> dict[str, Tensor]:
         config = self.config.classifier

@@ -93,10 +93,10 @@ class Novelty(nn.Module):
 
     def error(self, states: Tensor) -> Tensor:
         """Return the mean squared prediction error: [B, I] or uint8 [B, C, H, W] to [B]."""
-        whitened = self._scaled(states)
+        scaled = self._scaled(states)
         with torch.no_grad():
-            target = self.target(whitened)
-        return (self.predictor(whitened) - target).square().mean(-1)  # type: ignore[no-any-return]
+            target = self.target(scaled)
+        return (self.predictor(scaled) - target).square().mean(-1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def reward(self, states: Tensor) -> Tensor:

@@ -9,26 +9,19 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from r3l.evaluate import Evaluator, TaskPolicy, summarise, verdicts
+from r3l.evaluate import Evaluator, TaskPolicy, load_judge, summarise, verdicts
 from r3l.health import RewardHealth
 from r3l.jsonl import append_jsonl
-from r3l.judge import Judge
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.policy import load_policies
 from r3l.registry import load_robot
 from r3l.robot import SimulatedRobot
-from r3l.run import Run
 
 if TYPE_CHECKING:
     from r3l.train import Training
 
 METRICS_EVERY = 250
-
-
-def load_judge(run: Run) -> Judge | None:
-    """Return the run's judge, None before it is made."""
-    return Judge.load(run.judge) if run.judge.exists() else None
 
 
 class Watcher(Protocol):

@@ -141,22 +141,10 @@ class Reposition(Task):
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
         """Within 2.2 cm of the middle and 0.15 rad of the goal: what a hand does that does not measure."""
-        states: list[FloatArray] = []
-        while len(states) < count:
-            place = _in_disc(1, GOAL_SPREAD_M, rng)[0]
-            state = np.array([*place, GOAL_RAD + rng.uniform(-GOAL_SPREAD_RAD, GOAL_SPREAD_RAD)], np.float32)
-            if lies_flat(state):
-                states.append(state)
-        return np.stack(states)
+        return _flat_states(count, GOAL_SPREAD_M, GOAL_RAD, GOAL_SPREAD_RAD, rng)
 
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        states: list[FloatArray] = []
-        while len(states) < count:
-            place = _in_disc(1, REACH_M, rng)[0]
-            state = np.array([*place, rng.uniform(-math.pi, math.pi)], np.float32)
-            if lies_flat(state):
-                states.append(state)
-        return np.stack(states)
+        return _flat_states(count, REACH_M, 0.0, math.pi, rng)
 
     def true_reward(self, state: Tensor) -> Tensor:
         """Return exp(-((distance / 0.025 m)^2 + (angle / 0.35 rad)^2) / 2) from [x, y, cos, sin, speeds]."""
@@ -198,8 +186,15 @@ def fixed_poses() -> list[FloatArray]:
     return [np.array([x, y, wrap(angle)], np.float32) for x, y, angle in poses]
 
 
-def _in_disc(count: int, radius_m: float, rng: np.random.Generator) -> FloatArray:
-    radius = radius_m * np.sqrt(rng.uniform(0, 1, count))
-    place = rng.uniform(-math.pi, math.pi, count)
-    points: FloatArray = np.stack([radius * np.cos(place), radius * np.sin(place)], 1).astype(np.float32)
-    return points
+def _flat_states(
+    count: int, radius_m: float, turn_rad: float, spread_rad: float, rng: np.random.Generator
+) -> FloatArray:
+    """Return poses uniform in a disc around the middle and in a range of turns, every prong on the flat table."""
+    states: list[FloatArray] = []
+    while len(states) < count:
+        radius, place = radius_m * np.sqrt(rng.uniform()), rng.uniform(-math.pi, math.pi)
+        turn = turn_rad + rng.uniform(-spread_rad, spread_rad)
+        state = np.array([radius * np.cos(place), radius * np.sin(place), turn], np.float32)
+        if lies_flat(state):
+            states.append(state)
+    return np.stack(states)

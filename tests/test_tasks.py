@@ -98,7 +98,7 @@ def test_the_object_stays_where_it_is_left(task: Task, twin: Twin) -> None:
 
 def test_doing_nothing_hardly_ever_succeeds(task: Task, twin: Twin) -> None:
     evaluator = Evaluator(task, from_task(task))
-    found = summarise(evaluator.run(DoNothing(), count=24, seed=3), thresholds=task.other_thresholds)
+    found = summarise(evaluator.run(DoNothing(), count=40, seed=3), thresholds=task.other_thresholds)
     evaluator.close()
     assert found["success"] <= 0.05
     assert set(found["success_at"]) == {f"{threshold:g}" for threshold in task.other_thresholds}
@@ -201,9 +201,8 @@ def test_reposition_has_no_place_to_die_in(seed: int) -> None:
         pushed = 0.0
         for _ in range(6):
             found = [*held_random(task, twin, 100, seed), rest(task, twin)]
-            distances = [truth["distance_m"] for truth in found]
-            pushed = max(pushed, *distances)
-            assert min(distances) < 0.05
+            pushed = max(pushed, *(truth["distance_m"] for truth in found))
+            assert any(truth["distance_m"] < 0.05 and truth["upright"] > 0.9 for truth in found)
             assert found[-1]["upright"] > TILT
             seed += 2
     assert pushed > 0.04

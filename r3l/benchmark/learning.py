@@ -170,8 +170,7 @@ def run_all(chosen: Plan) -> int:
                 for name in [name for name, process in running.items() if process.poll() is not None]:
                     failed += not finish(chosen, name, running.pop(name).returncode)
                     done += 1
-                bar.n = done * chosen.steps + sum(steps_of(chosen.folder(name)) for name in running)
-                bar.refresh()
+                bar.update(done * chosen.steps + sum(steps_of(chosen.folder(name)) for name in running) - bar.n)
         except KeyboardInterrupt:
             stop(list(running.values()))
             raise
