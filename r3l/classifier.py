@@ -32,7 +32,7 @@ class ClassifierConfig:
     """Updates on exploration states before the agents start to learn."""
     mixup_alpha: float = 1.0
     """Parameter of the Beta distribution that mixes inputs and labels; 0 switches mixup off."""
-    noise: float = 0.4
+    noise: float = 0.2
     """Deviation of the Gaussian noise added to latents while learning: without it near misses earn next to nothing."""
     exploration_share: float = 0.5
     """Share of the negatives drawn from exploration and perturbation phases; the rest from all visited states."""
