@@ -33,7 +33,8 @@ class ClassifierConfig:
     mixup_alpha: float = 1.0
     """Parameter of the Beta distribution that mixes inputs and labels; 0 switches mixup off."""
     noise: float = 0.2
-    """Deviation of the Gaussian noise added to latents while learning: without it near misses earn next to nothing."""
+    """Deviation of the Gaussian noise added to latents while learning: without it near misses earn next to nothing,
+    with twice as much nearly what success does."""
     exploration_share: float = 0.5
     """Share of the negatives drawn from exploration and perturbation phases; the rest from all visited states."""
     reward: Literal["probability", "logit"] = "probability"
