@@ -26,7 +26,7 @@ QUICK = {
     "phases.exploration_steps": 60,
     "vae.pretrain_updates": 2,
     "classifier.pretrain_updates": 2,
-    "evaluate_every": 150,
+    "evaluate_every": 40,
     "health.check_every": 20,
     "sac.batch_size": 16,
 }
@@ -194,7 +194,7 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
     kinds = [event["kind"] for event in read_jsonl(folder / "events.jsonl")]
     assert [kind for kind in kinds if not kind.startswith("reward")] == ["start", "stop", "start", "end"]
     found = load_record(learning.RECORDS / "valve-default-0.json")
-    assert [entry["step"] for entry in found.evaluations] == [0, 150, 300]
+    assert [entry["step"] for entry in found.evaluations] == list(range(0, 301, 40))
     assert len(found.evaluations[-1]["starts"]) == 24
     assert len(found.judged) == 72
     assert found.goal_images == 24
@@ -208,13 +208,15 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
 
 def test_the_peer_learns_on_the_instrumented_environment_and_goes_on_where_it_stopped(here: Path) -> None:
     chosen = peer.settings("valve", 0, 90) | {"evaluate_every": 45, "learning_starts": 20}
-    peer.train(here / "run", chosen | {"steps": 45})
-    peer.train(here / "run", chosen)
-    found = peer.record_peer(here / "run", Name("valve", peer.VARIANT, 0), "test")
-    assert [entry["step"] for entry in found.evaluations] == [0, 45, 90]
-    assert found.resets > 0
-    assert found.goal_images == 0
-    assert len(read_jsonl(here / "run" / "visited.jsonl")) == 90
+    peer.train(here / "whole", chosen)
+    peer.train(here / "parts", chosen | {"steps": 45})
+    peer.train(here / "parts", chosen)
+    for folder in ("whole", "parts"):
+        found = peer.record_peer(here / folder, Name("valve", peer.VARIANT, 0), "test")
+        assert [entry["step"] for entry in found.evaluations] == [0, 45, 90]
+        assert found.resets > 0
+        assert found.goal_images == 0
+        assert len(read_jsonl(here / folder / "visited.jsonl")) == 90
 
 
 def test_the_page_and_the_readme_are_made_of_the_records(

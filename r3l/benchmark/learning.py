@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from r3l.benchmark import peer
 from r3l.benchmark.record import Name, Record, differences, load_records, record_run
-from r3l.cli import resolve
+from r3l.cli import resolve, tune_process
 from r3l.commands import TrainCommand
 from r3l.config import PRESETS, VARIANTS, UserError, nearest, to_dict
 from r3l.jsonl import read_jsonl
@@ -215,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=RECORDS, help="where records go (%(default)s)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where run directories go (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, 1 or 2 (%(default)s)")
+    tune_process()  # records are made here, beside runs that keep both cores busy
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     try:

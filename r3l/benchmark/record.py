@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from r3l.checkpoint import write_file
 from r3l.config import UserError, to_dict
-from r3l.evaluate import Evaluator, TaskPolicy, summarise, verdicts
+from r3l.evaluate import Evaluator, TaskPolicy, load_judge, summarise, verdicts
 from r3l.goals import load_goals
 from r3l.jsonl import read_jsonl
 from r3l.judge import Judge
@@ -155,6 +155,7 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
         ).fetchone()
     is_reset = run.config.phases.between == "diagnostic-reset"
     learns_from_goals = run.config.reward == "classifier"
+    judge = load_judge(run)
     return Record(
         task=name.task,
         variant=name.variant,
@@ -167,13 +168,13 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
         unattended=unattended(task, visited.truth, float(robot_s)),
         goal_images=len(goals.train) + len(goals.held_out) if learns_from_goals else 0,
         resets=int(segments) if is_reset else 0,
-        judged=judged(run, task) if run.judge.exists() else [],
+        judged=[] if judge is None else judged(run, task, judge),
         metrics=[*others[:: max(1, len(others) // METRICS_KEPT)], *health],
         events=read_jsonl(run.events),
     )
 
 
-def judged(run: Run, task: Task) -> list[list[bool]]:
+def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
     """Judge episodes of an untrained, a half-trained and the final policy.
 
     The judge does not exist yet at step 0, so that the untrained policy's episodes are run once more for it.
@@ -186,7 +187,7 @@ def judged(run: Run, task: Task) -> list[list[bool]]:
         episodes = evaluator.run(TaskPolicy(policies))
     finally:
         evaluator.close()
-    untrained = summarise(episodes, verdicts(Judge.load(run.judge), episodes))
+    untrained = summarise(episodes, verdicts(judge, episodes))
     known = [entry for entry in read_jsonl(run.evaluations) if "judge" in entry]
     half = min(known, key=lambda entry: abs(entry["step"] - run.config.steps / 2))
     starts = [start for entry in (untrained, half, known[-1]) for start in entry["starts"]]

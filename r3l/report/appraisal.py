@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from r3l.checkpoint import CheckpointError, Tensors, load_checkpoint, under_prefix
 from r3l.classifier import Classifier
 from r3l.config import UserError
+from r3l.evaluate import load_judge
 from r3l.judge import Judge
 from r3l.networks import channels_first
 from r3l.report.visited import Frames, MissingError, ObjectAxis, Values
@@ -86,9 +87,10 @@ class Models:
 
     def judge(self) -> Judge:
         """Return the run's frozen judge."""
-        if not self.run.judge.exists():
+        judge = load_judge(self.run)
+        if judge is None:
             raise MissingError("there is no judge yet: it is fitted when exploration ends")
-        return Judge.load(self.run.judge)
+        return judge
 
 
 @dataclass(frozen=True)
