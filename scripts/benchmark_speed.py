@@ -104,7 +104,7 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
         learner.follow(store)
     learner.pretrain()
     kept = replace(next(store.rows(learner.sequence - 1)), segment=MANY)
-    states = learner.replay.latents[learner.replay.newest(config.novelty.batch_size)]
+    states = learner._novelty_states(learner.replay.newest(config.novelty.batch_size))
     every = config.classifier.update_every
 
     def whole() -> None:

@@ -246,3 +246,15 @@ def test_the_page_and_the_readme_are_made_of_the_records(
         assert f"../benchmarks/figures/valve-{name}.png" in text
     Path("README.md").write_text("no markers")
     assert results.main([]) == 2
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark_times_every_part_of_the_default_preset(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "benchmark_speed.py"
+    command = [sys.executable, str(script), "--blocks", "1", "--out", str(tmp_path / "speed.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert {"whole step", "update both agents", "update novelty (every 2)"} <= set(found["parts_s"])
+    assert all(spent_s > 0 for spent_s in found["parts_s"].values())
+    assert found["ratio"] > 0
