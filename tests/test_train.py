@@ -61,6 +61,18 @@ def acknowledge(self, row):
 ExperienceStore.append = acknowledge
 train(Run.open(Path(sys.argv[1])))
 """
+KILLED_AT_CHECKPOINT = """
+import os, signal, sys
+from pathlib import Path
+import r3l.train
+from r3l.run import Run
+save = r3l.train.save_checkpoint
+def save_and_die(*args, **options):
+    save(*args, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+r3l.train.save_checkpoint = save_and_die
+r3l.train.train(Run.open(Path(sys.argv[1])))
+"""
 COMMAND = "import sys; from r3l.cli import main; sys.exit(main())"
 
 
@@ -163,22 +175,39 @@ def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path, make_ru
     rng = np.random.default_rng()
     kept: list[tuple[Any, ...]] = []
     borders = []
-    for first, last in ((5, 50), (75, 160)):  # before any checkpoint, and after some
+    for first, last in ((5, 50), (75, 160)):  # before any checkpoint or just after the first, and after some
         acknowledged = kill_after(run, int(rng.integers(first, last)), rng.uniform(0, 0.05))
         found = [(row.sequence, row.segment, row.step, row.image.tobytes(), row.time_s) for row in stored(run)]
         assert len(found) >= acknowledged
         assert found[: len(kept)] == kept
         kept = found
-        borders.append(len(found))
+        steps = sum(row.step > 0 for row in stored(run))
+        borders.append((len(found), (run.checkpoints / f"step-{steps:08d}").exists()))
     assert train(Run.open(run.folder))
     rows = stored(run)
     assert [(row.sequence, row.segment, row.step, row.image.tobytes(), row.time_s) for row in rows][: len(kept)] == kept
-    for border in borders:
-        assert rows[border].step == 0
-        assert rows[border].segment == rows[border - 1].segment + 1
+    for border, was_saved_there in borders:
+        before, after = rows[border - 1], rows[border]
+        expected = (before.segment, before.step + 1) if was_saved_there else (before.segment + 1, 0)
+        assert (after.segment, after.step) == expected, "only the world of that very step goes on in its episode"
     assert sum(row.step > 0 for row in rows) == 200
     assert updates_of(run) == int((200 - 60) * 1.5), "what was owed is made up for"
     assert [kind for kind, _ in events_of(run)] == ["start", "start", "start", "end"]
+
+
+def test_killed_right_after_a_checkpoint_the_twin_goes_on_in_its_episode(tmp_path: Path, make_run: RunMaker) -> None:
+    run = make_run(tmp_path / "run", tiny(steps=50, checkpoint_every=35))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_CHECKPOINT, str(run.folder)], check=False, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    before = stored(run)
+    assert sum(row.step > 0 for row in before) == 35
+    assert train(Run.open(run.folder))
+    rows = stored(run)
+    after = rows[len(before)]
+    assert (after.segment, after.step) == (before[-1].segment, before[-1].step + 1)
+    assert sum(row.step > 0 for row in rows) == 50
 
 
 def wait_for(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
