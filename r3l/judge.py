@@ -24,8 +24,8 @@ from r3l.vae import downsample
 FORMAT_VERSION = 1
 FOLD_BLOCK = 50
 """Neighbouring exploration frames look alike: so many in a row go to the same fold."""
-EXPLORATION_ACCEPTED = 0.01
-"""Share of the screened exploration frames that lies above the lower end of the gap the threshold is put in."""
+THRESHOLD_AT = 2 / 3
+"""Where the threshold of a verdict lies, from the median goal (0) down to the median exploration frame (1)."""
 Logits = NDArray[np.float64]
 
 
@@ -35,7 +35,7 @@ class JudgeConfig:
 
     image_size: int = 32
     """Side in pixels that images are averaged down to."""
-    updates: int = 300
+    updates: int = 600
     batch_size: int = 32
     """Goals per update, and as many exploration frames."""
     learning_rate: float = 2e-3
@@ -79,7 +79,7 @@ def calibrate(goals: Logits, exploration: Logits, goals_accepted: float) -> Cali
     """Fit log-odds to held-out logits [G] and [N], as if goals were half of all images, and choose the threshold.
 
     Goal images show success at its best, so the level that `goals_accepted` of them exceed is too strict: the
-    threshold lies half way down from it to the level that exploration hardly ever exceeds.
+    threshold lies further down, at `THRESHOLD_AT`. How far from the goal is still success, no image says.
 
     Source: Platt 1999, with L2 regularisation in place of smoothed labels. Deviation: the slope is kept positive.
     """
@@ -87,9 +87,13 @@ def calibrate(goals: Logits, exploration: Logits, goals_accepted: float) -> Cali
     labels = np.concatenate([np.ones(len(goals)), np.zeros(len(exploration))])
     fitted = LogisticRegression(class_weight="balanced").fit(logits, labels)
     slope, offset = max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0])
-    upper = np.quantile(goals, 1 - goals_accepted)
-    lower = min(upper, np.quantile(exploration, 1 - EXPLORATION_ACCEPTED))
-    return Calibration(slope, offset, slope * float(upper + lower) / 2 + offset)
+    at = min(float(np.quantile(goals, 1 - goals_accepted)), _between(goals, exploration, THRESHOLD_AT))
+    return Calibration(slope, offset, slope * at + offset)
+
+
+def _between(goals: Logits, exploration: Logits, share: float) -> float:
+    """Return what lies `share` of the way from the median goal to the median exploration frame."""
+    return float((1 - share) * np.median(goals) + share * np.median(exploration))
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,7 @@ def _screen(
         goal_scores[(fold_of_goal != half).numpy()] = _logits(body, positives[fold_of_goal != half])
         scores[(fold != half).numpy()] = _logits(body, negatives[fold != half])
         bodies.append(body)
-    middle = float(np.median(scores))
-    return bodies, scores, max(middle, (middle + float(np.median(goal_scores))) / 2)
+    return bodies, scores, max(float(np.median(scores)), _between(goal_scores, scores, 0.5))
 
 
 def _network(config: JudgeConfig, seed: int) -> nn.Sequential:
@@ -220,7 +223,12 @@ def _network(config: JudgeConfig, seed: int) -> nn.Sequential:
 
 
 def _train(positives: Tensor, negatives: Tensor, config: JudgeConfig, generator: torch.Generator) -> nn.Module:
-    """Train a network on images [G, 3, side, side] against [N, 3, side, side], float32 in [0, 1]."""
+    """Train a network on images [G, 3, side, side] against [N, 3, side, side], float32 in [0, 1].
+
+    Images and labels are mixed, so that what lies between a goal and the rest scores in between, not by chance.
+
+    Source: mixup, Zhang et al. 2018, with alpha = 1.
+    """
     body = _network(config, int(torch.randint(2**31, (), generator=generator)))
     optimiser = torch.optim.AdamW(body.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.updates)
@@ -230,7 +238,10 @@ def _train(positives: Tensor, negatives: Tensor, config: JudgeConfig, generator:
         goals = torch.randint(len(positives), (size,), generator=generator)
         others = torch.randint(len(negatives), (size,), generator=generator)
         images = _augment(torch.cat([positives[goals], negatives[others]]), config, generator)
-        loss = F.binary_cross_entropy_with_logits(body(images - 0.5).squeeze(-1), labels)
+        partner, share = torch.randperm(2 * size, generator=generator), torch.rand(2 * size, generator=generator)
+        images = images[partner].lerp(images, share[:, None, None, None])
+        targets = labels[partner].lerp(labels, share)
+        loss = F.binary_cross_entropy_with_logits(body(images - 0.5).squeeze(-1), targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

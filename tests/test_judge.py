@@ -53,9 +53,11 @@ def judge() -> Judge:
 def test_success_and_failure_are_told_apart_although_exploration_holds_successes(judge: Judge) -> None:
     assert judge.probability(goal(50, 7)).min() > 0.5
     assert judge.probability(miss(50, 8)).max() < 0.5
+    assert judge.accepts(goal(50, 7)).float().mean() >= CONFIG.goals_accepted
+    assert judge.accepts(miss(200, 8)).float().mean() <= 0.05, "the nearest misses alone"
     assert judge.quality["exploration_left_out"] == pytest.approx(0.1, abs=0.03)
     assert judge.quality["held_out_goals_accepted"] >= CONFIG.goals_accepted
-    assert judge.quality["held_out_exploration_accepted"] == pytest.approx(0.1, abs=0.03)
+    assert judge.quality["held_out_exploration_accepted"] == pytest.approx(0.1, abs=0.05)
     assert judge.quality["held_out_auc"] > 0.9
 
 

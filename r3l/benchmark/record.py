@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from r3l.checkpoint import write_file
 from r3l.config import UserError, to_dict
-from r3l.evaluate import Evaluator, TaskPolicy, load_judge, summarise, verdicts
+from r3l.evaluate import Evaluator, TaskPolicy, load_judge, verdicts
 from r3l.goals import load_goals
 from r3l.jsonl import read_jsonl
 from r3l.judge import Judge
@@ -175,23 +175,23 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
 
 
 def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
-    """Judge episodes of an untrained, a half-trained and the final policy.
-
-    The judge does not exist yet at step 0, so that the untrained policy's episodes are run once more for it.
-    """
+    """Run episodes of the untrained, the half-trained and the final policy once more, and judge them."""
     robot = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
+    known = run.snapshots()
+    half = min(known, key=lambda step: abs(step - run.config.steps / 2))
+    pairs: list[list[bool]] = []
     try:
-        policies = load_policies(run.config, robot.spec, run.read_weights(0), torch.device("cpu"))
-        episodes = evaluator.run(TaskPolicy(policies))
+        for step in (0, half, known[-1]):
+            policies = load_policies(run.config, robot.spec, run.read_weights(step), torch.device("cpu"))
+            episodes = evaluator.run(TaskPolicy(policies))
+            pairs += [
+                [each.success, verdict] for each, verdict in zip(episodes, verdicts(judge, episodes), strict=True)
+            ]
     finally:
         evaluator.close()
-    untrained = summarise(episodes, verdicts(judge, episodes))
-    known = [entry for entry in read_jsonl(run.evaluations) if "judge" in entry]
-    half = min(known, key=lambda entry: abs(entry["step"] - run.config.steps / 2))
-    starts = [start for entry in (untrained, half, known[-1]) for start in entry["starts"]]
-    return [[start["success"], start["judged_success"]] for start in starts]
+    return pairs
 
 
 def once(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
