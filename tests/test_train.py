@@ -169,6 +169,12 @@ def kill_after(run: Run, rows: int, pause_s: float) -> int:
     return numbers[-1]
 
 
+def is_mid_episode(run: Run, steps: int) -> bool:
+    """Say whether there is a checkpoint of the world after so many steps, in the middle of an episode."""
+    meta = run.checkpoints / f"step-{steps:08d}" / "meta.json"
+    return meta.exists() and json.loads(meta.read_text())["actor"]["episode"] is not None
+
+
 def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path, make_run: RunMaker) -> None:
     config = tiny(steps=200, checkpoint_every=35, update_ratio=1.5)
     run = make_run(tmp_path / "run", config)
@@ -177,18 +183,18 @@ def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path, make_ru
     borders = []
     for first, last in ((5, 50), (75, 160)):  # before any checkpoint or just after the first, and after some
         acknowledged = kill_after(run, int(rng.integers(first, last)), rng.uniform(0, 0.05))
-        found = [(row.sequence, row.segment, row.step, row.image.tobytes(), row.time_s) for row in stored(run)]
+        rows = stored(run)
+        found = [(row.sequence, row.segment, row.step, row.image.tobytes(), row.time_s) for row in rows]
         assert len(found) >= acknowledged
         assert found[: len(kept)] == kept
         kept = found
-        steps = sum(row.step > 0 for row in stored(run))
-        borders.append((len(found), (run.checkpoints / f"step-{steps:08d}").exists()))
+        borders.append((len(rows), is_mid_episode(run, sum(row.step > 0 for row in rows))))
     assert train(Run.open(run.folder))
     rows = stored(run)
     assert [(row.sequence, row.segment, row.step, row.image.tobytes(), row.time_s) for row in rows][: len(kept)] == kept
-    for border, was_saved_there in borders:
+    for border, goes_on in borders:
         before, after = rows[border - 1], rows[border]
-        expected = (before.segment, before.step + 1) if was_saved_there else (before.segment + 1, 0)
+        expected = (before.segment, before.step + 1) if goes_on else (before.segment + 1, 0)
         assert (after.segment, after.step) == expected, "only the world of that very step goes on in its episode"
     assert sum(row.step > 0 for row in rows) == 200
     assert updates_of(run) == int((200 - 60) * 1.5), "what was owed is made up for"
