@@ -106,10 +106,19 @@ def _one_line(boxed: str, arguments: Sequence[str]) -> str:
     text = re.sub(r"^(?:(?:Parsing|Value) error|Missing argument|Invalid choice|Required options) ", "", text)
     unknown = re.match(r"Unrecognized options.*?: (-\S+?),?(?:\s|$)", text)
     if unknown:
-        options = [f"--{field.name.replace('_', '-')}" for field in fields(names[first])]
-        text = f"unknown option {unknown[1]!r}; {nearest(unknown[1], options)}"
+        text = _unknown_option(unknown[1], first, names[first])
     text = re.sub(r"^Unrecognized options.*?: (.*)", r"not understood: \1", text)
     return f"{text.rstrip('.')}; see r3l {first} --help"
+
+
+def _unknown_option(option: str, name: str, command: type) -> str:
+    """Say which option of the command is nearest, or that a positional is written without a name."""
+    positional = [field.name for field in fields(command) if "Positional" in str(field.type)]
+    options = [f"--{field.name.replace('_', '-')}" for field in fields(command) if field.name not in positional]
+    word = option.split("=")[0].removeprefix("--")
+    if word in positional:
+        return f"unknown option {option!r}; {word} is written without a name: r3l {name} {word.upper()}"
+    return f"unknown option {option!r}; {nearest(option, options)}"
 
 
 def goals(command: GoalsCommand) -> int:

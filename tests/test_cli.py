@@ -99,6 +99,8 @@ def pictures(folder: Path, count: int) -> Path:
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
         (["--bogus"], "unknown command '--bogus'; expected one of config, evaluate, film, goals"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
+        (["train", "--task", "valve"], "unknown option '--task'; task is written without a name: r3l train TASK"),
+        (["train", "--task=valve"], "task is written without a name: r3l train TASK"),
         (["train", "valve", "--steps", "many"], "--steps"),
         (["train", "valve", "--steps"], "--steps"),
         (["train", "valve", "--device", "tpu"], "--device"),
