@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from r3l.benchmark import learning, peer, results
-from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended
-from r3l.config import Config, to_dict
+from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended, world
+from r3l.config import Config, UserError, to_dict
 from r3l.jsonl import read_jsonl
 from r3l.tasks.beads import BEADS, Beads
 from r3l.tasks.valve import Valve
@@ -56,6 +58,7 @@ def record(variant: str = "default", seed: int = 0, success: float = 0.5, **chan
         command="scripts/benchmark learning",
         overrides=[],
         config=to_dict(Config(seed=seed)),
+        world=world(Valve()),
         versions={"torch": "2"},
         evaluations=[evaluation(0, [1.0] * 4), *(evaluation(step, errors) for step in (10, 20, 30))],
         unattended=Unattended(0.25, [0.2, 0.3], 0.9, [0.95, 0.85], 4000.0),
@@ -97,12 +100,52 @@ def test_differences_name_the_setting_and_leave_the_seed_aside() -> None:
 
 def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     whole = record()
-    whole.save(tmp_path / "a.json")
-    again = load_record(tmp_path / "a.json")
+    whole.save(tmp_path / "valve-default-0.json")
+    again = load_record(tmp_path / "valve-default-0.json")
     assert again.name == whole.name
     assert again.final() == whole.final() == 0.5
     assert again.unattended == whole.unattended
     assert differences(again.config, whole.config) == []
+    assert differences(again.world, whole.world) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluations": []}, "it has no evaluations"),
+        ({"seed": "0"}, "seed is '0', expected"),
+        ({"metrics": None}, "metrics is None, expected"),
+        ({"seed": 1}, "it is of valve-default-1"),
+    ],
+)
+def test_what_is_not_the_record_of_its_name_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = tmp_path / "valve-default-0.json"
+    replace(record(), **changes).save(path)
+    with pytest.raises(UserError, match=words):
+        load_record(path)
+
+
+def test_only_runs_of_the_same_settings_are_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin, end = results.MARKERS
+    Path("README.md").write_text(f"{begin}\n{end}\n")
+    ours = to_dict(Config(device="cpu"))
+    record(config=ours).save(learning.RECORDS / "valve-default-0.json")
+    other = record(seed=1, config=ours | {"window": 5})
+    other.save(learning.RECORDS / "valve-default-1.json")
+    assert results.main([]) == 2
+    error = capsys.readouterr().err
+    assert "valve-default-0 and valve-default-1" in error
+    assert f"window is {Config().window} there, 5 here" in error
+    assert "old" not in Path("README.md").read_text()
+    short = record(seed=1, config=ours, world=world(Valve()) | {"episode_steps": 5})
+    short.save(learning.RECORDS / "valve-default-1.json")
+    assert results.main([]) == 2
+    assert "world.episode_steps is" in capsys.readouterr().err
+    assert learning.main(["--seeds", "0"]) == 2
+    assert "world.episode_steps is 5 there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,7 +156,10 @@ def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         (["--seeds", "0,1,0"], ("repeats 0",)),
         (["--tasks", "valve,valve"], ("repeats valve",)),
         (["--seeds", "0,x"], ("expected numbers",)),
+        (["--seeds", "0,-1"], ("expected 0 or more",)),
         (["--processes", "3"], ("at most 2",)),
+        (["--set", "seed=5"], ("--seeds says",)),
+        (["--set", "steps=5"], ("--steps says",)),
         (["--set", "sac.batchsize=3"], ("batchsize", "batch_size")),
         (["--variants", "stable-baselines3", "--set", "window=3"], ("without it",)),
     ],
@@ -206,11 +252,45 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
     assert (learning.RECORDS / "valve-default-0.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("reason", "code"), [("a record that cannot be made", 2), ("SIGTERM", 130)])
+def test_no_run_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, code: int) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    begin = learning.start
+
+    def start(chosen: learning.Plan, name: Name) -> subprocess.Popen[bytes]:
+        started.append(begin(chosen, name))
+        return started[-1]
+
+    def make_record(chosen: learning.Plan, name: Name) -> Record:
+        if reason == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        raise UserError("no")
+
+    def arguments(chosen: learning.Plan, name: Name) -> list[str]:
+        return [sys.executable, "-c", f"import time; time.sleep({60 * name.seed})"]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(learning, "start", start)
+    monkeypatch.setattr(learning, "make_record", make_record)
+    monkeypatch.setattr(learning, "collect_goals", lambda task: None)
+    monkeypatch.setattr(learning.Plan, "arguments", arguments)
+    assert learning.main(["--seeds", "0,1"]) == code
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
 def test_the_peer_learns_on_the_instrumented_environment_and_goes_on_where_it_stopped(here: Path) -> None:
     chosen = peer.settings("valve", 0, 90) | {"evaluate_every": 45, "learning_starts": 20}
     peer.train(here / "whole", chosen)
     peer.train(here / "parts", chosen | {"steps": 45})
+    first = load_file(here / "parts" / "peer.safetensors")
     peer.train(here / "parts", chosen)
+    both = load_file(here / "parts" / "peer.safetensors")
+    for name in peer.BUFFER:
+        assert len(first[f"buffer.{name}"]) == 45
+        assert len(both[f"buffer.{name}"]) == 90
+        assert torch.equal(both[f"buffer.{name}"][:45], first[f"buffer.{name}"])
+    assert first["buffer.actions"].abs().sum() > 0
     for folder in ("whole", "parts"):
         found = peer.record_peer(here / folder, Name("valve", peer.VARIANT, 0), "test")
         assert [entry["step"] for entry in found.evaluations] == [0, 45, 90]

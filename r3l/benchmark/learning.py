@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from r3l.benchmark import peer
-from r3l.benchmark.record import Name, Record, differences, load_records, record_run
+from r3l.benchmark.record import Name, Record, differences, load_records, record_run, settings, world
 from r3l.cli import resolve, tune_process
 from r3l.commands import TrainCommand
 from r3l.config import PRESETS, VARIANTS, UserError, nearest, to_dict
@@ -29,6 +29,8 @@ from r3l.progress import progress_bar
 from r3l.registry import load_task, task_names
 from r3l.run import Run, read_config
 
+PLANNED = ("task", "steps", "seed")
+"""Settings that options of their own say."""
 RECORDS, RUNS = Path("benchmarks/learning"), Path("runs/benchmark")
 POLL_S = 2.0
 
@@ -100,12 +102,17 @@ def plan(options: argparse.Namespace, command: str) -> Plan:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds is {options.seeds!r}, expected numbers with commas, for example 0,1,2") from error
+    if min(seeds) < 0:
+        raise UserError(f"--seeds has {min(seeds)}, expected 0 or more")
     for what, values in (("tasks", tasks), ("variants", variants), ("seeds", seeds)):
         repeated = [str(value) for value in dict.fromkeys(values) if list(values).count(value) > 1]
         if repeated:
             raise UserError(f"--{what} repeats {', '.join(repeated)}; expected each of them once")
     if options.steps < 1 or not 1 <= options.processes <= 2:
         raise UserError("--steps and --processes are expected to be 1 or more, and --processes at most 2")
+    for key in PLANNED:
+        if any(item.split("=")[0] == key for item in options.set):
+            raise UserError(f"--set {key} is what --{key if key == 'steps' else key + 's'} says; leave it out")
     if options.set and peer.VARIANT in variants:
         raise UserError(f"--set changes our settings alone; run {peer.VARIANT} without it")
     names = tuple(Name(task, variant, seed) for seed in seeds for task in tasks for variant in variants)
@@ -122,13 +129,14 @@ def refuse_other_settings(chosen: Plan) -> None:
                 f"{path} was made with --set {record.overrides or 'nothing'}, now {list(chosen.overrides) or 'nothing'}"
                 "; name another --records folder: records of one folder are compared with each other"
             )
-        found.setdefault((record.task, record.variant), []).append((path, record.config))
+        found.setdefault((record.task, record.variant), []).append((path, settings(record)))
     for name in chosen.names:
         folder = chosen.folder(name)
-        here = chosen.config(name)
+        here = {**chosen.config(name), "world": world(load_task(name.task))}
         there = found.get((name.task, name.variant), [])
         if (folder / "config.json").exists():
-            there = [*there, (folder / "config.json", read_config(folder / "config.json"))]
+            half_done = {**read_config(folder / "config.json"), "world": here["world"]}
+            there = [*there, (folder / "config.json", half_done)]
         for path, config in there:
             found_differences = differences(config, here)
             if found_differences:
@@ -171,9 +179,8 @@ def run_all(chosen: Plan) -> int:
                     failed += not finish(chosen, name, running.pop(name).returncode)
                     done += 1
                 bar.update(done * chosen.steps + sum(steps_of(chosen.folder(name)) for name in running) - bar.n)
-        except KeyboardInterrupt:
+        finally:  # Ctrl-C, or a record that cannot be made
             stop(list(running.values()))
-            raise
     return failed
 
 
@@ -195,7 +202,7 @@ def finish(chosen: Plan, name: Name, code: int) -> bool:
 
 
 def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask runs to stop as Ctrl-C does, each with a checkpoint, and wait for them."""
+    """Ask runs to stop as Ctrl-C does, and wait for them; the peer goes on from its last evaluation."""
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
@@ -218,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune_process()  # records are made here, beside runs that keep both cores busy
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         chosen = plan(options, " ".join(["scripts/benchmark", "learning", *given]))
         refuse_other_settings(chosen)
@@ -230,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmark: stopped; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def collect_goals(task: str) -> None:

@@ -2,7 +2,8 @@
 
 It sees the true state, is told the true reward and has its object placed before every episode: an upper bound, and a
 check of our learner (`diagnostic-resets`) against one that nobody here wrote. Network, batch, rates, discount and
-exploration are ours; LayerNorm in the critics and the averaged actor are not, having no switch there.
+number of random steps are ours. What it has no switch for is not: LayerNorm in the critics, the averaged actor that is
+evaluated, exploration noise that is correlated in time; and its object is placed, so that no fingers move home.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from r3l import environment_title
-from r3l.benchmark.record import Name, Record, once, unattended, versions
+from r3l.benchmark.record import Name, Record, once, unattended, versions, world
 from r3l.checkpoint import write_file
 from r3l.cli import tune_process
 from r3l.config import Config
@@ -108,10 +109,11 @@ def save(model: Any, folder: Path) -> None:
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     buffer = model.replay_buffer
-    tensors |= {f"buffer.{name}": torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in BUFFER}
+    rows = buffer.size()
+    tensors |= {f"buffer.{name}": torch.from_numpy(getattr(buffer, name)[:rows]) for name in BUFFER}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "peer.part")
     (folder / "peer.part").rename(folder / "peer.safetensors")
-    write_file(folder / "step.json", json.dumps({"step": model.num_timesteps, "rows": buffer.pos}).encode())
+    write_file(folder / "step.json", json.dumps({"step": model.num_timesteps, "rows": rows}).encode())
 
 
 def restore(model: Any, folder: Path) -> None:
@@ -133,7 +135,8 @@ def restore(model: Any, folder: Path) -> None:
     buffer = model.replay_buffer
     for name in BUFFER:
         getattr(buffer, name)[: step["rows"]] = tensors[f"buffer.{name}"].numpy()
-    buffer.pos, model.num_timesteps = step["rows"], step["step"]
+    buffer.pos, buffer.full = step["rows"] % buffer.buffer_size, step["rows"] == buffer.buffer_size
+    model.num_timesteps = step["step"]
 
 
 def optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
@@ -198,6 +201,7 @@ def record_peer(folder: Path, name: Name, command: str) -> Record:
         command=command,
         overrides=[],
         config=chosen,
+        world=world(task),
         versions=versions(),
         evaluations=once(read_jsonl(folder / "evaluations.jsonl")),
         unattended=unattended(task, truth, chosen["steps"] / task.rig.control_hz),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ class Record:
     """What `--set` changed, for the whole folder of records alike."""
     config: dict[str, Any]
     """Every setting, resolved."""
+    world: dict[str, Any]
+    """What the task sets: its rig, the length of an episode, what a success is."""
     versions: dict[str, str]
     evaluations: list[dict[str, Any]]
     """Every evaluation with every episode, in the order of steps."""
@@ -108,12 +110,56 @@ class Record:
 
 
 def load_record(path: Path) -> Record:
-    """Read a record; UserError when the file is not one."""
+    """Read a record; UserError when the file is not one, or not the one that its name says."""
     try:
         values = json.loads(path.read_text())
-        return Record(**values | {"unattended": Unattended(**values["unattended"])})
+        record = Record(**values | {"unattended": Unattended(**values["unattended"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a benchmark record ({error}); move it away, or make it again") from error
+    problem = next(_problems(record, path), None)
+    if problem is not None:
+        raise UserError(f"{path} is not a benchmark record ({problem}); move it away, or make it again")
+    return record
+
+
+def _problems(record: Record, path: Path) -> Iterator[str]:
+    """Yield what keeps a record from being what its file's name says."""
+    for key, kind in get_type_hints(Record).items():
+        value = getattr(record, key)
+        if not isinstance(value, get_origin(kind) or kind):
+            yield f"{key} is {value!r:.40}, expected {kind}"
+    if str(record.name) != path.stem:
+        yield f"it is of {record.name}"
+    if not record.evaluations:
+        yield "it has no evaluations"
+
+
+def refuse_mixture(records: Sequence[Record]) -> None:
+    """Raise UserError where runs that are averaged were made with different settings."""
+    first: dict[tuple[str, str], Record] = {}
+    for record in records:
+        other = first.setdefault((record.task, record.variant), record)
+        found = differences(settings(other), settings(record))
+        if found:
+            raise UserError(
+                f"{other.name} and {record.name} were made with different settings and are not to be averaged: "
+                f"{'; '.join(found)}; move one of the records away"
+            )
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """Return all that must be the same for runs to be averaged."""
+    return {**record.config, "world": record.world}
+
+
+def world(task: Task) -> dict[str, Any]:
+    """Return what a task sets beside the run's configuration."""
+    return {
+        "rig": to_dict(task.rig),
+        "episode_steps": task.episode_steps,
+        "success_error": task.success_error,
+        "other_thresholds": list(task.other_thresholds),
+    }
 
 
 def load_records(folder: Path) -> list[Record]:
@@ -163,6 +209,7 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
         command=command,
         overrides=list(overrides),
         config=to_dict(run.config),
+        world=world(task),
         versions=versions(),
         evaluations=once(read_jsonl(run.evaluations)),
         unattended=unattended(task, visited.truth, float(robot_s)),
@@ -219,7 +266,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = 
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """Return a setting as it comes back from a saved record."""
+    return _rounded(list(value) if isinstance(value, tuple) else value)
 
 
 def _rounded(value: Any) -> Any:

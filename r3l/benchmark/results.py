@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r3l.benchmark.record import WINDOW_STEPS, Record, Values, load_records
+from r3l.benchmark.record import WINDOW_STEPS, Record, Values, load_records, refuse_mixture
 from r3l.checkpoint import write_file
 from r3l.config import UserError
 from r3l.evaluate import confusion
@@ -44,7 +44,8 @@ HEALTH = ("held_out", "elsewhere", "auc", "average_precision", "rewarded", "judg
 INTRODUCTION = f"""# Results
 
 Made by `scripts/benchmark results` from the records in `benchmarks/learning/`: resolved configuration, package
-versions, metrics and every evaluation episode of every run. Nothing is left out, no seed was picked.
+versions, metrics and every evaluation episode of every run. Every record is in the tables; which runs also served the
+tuning is said in docs/lab-notes.md.
 
 Deployed: the published policy from 24 start states, mean of the last three evaluations, ± the standard error over
 seeds. Continuing: share of all env steps of the unattended run itself at which the object was at the goal; both after
@@ -308,11 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = load_records(options.records)
         if not records:
             raise UserError(f"{options.records} holds no records; make some: scripts/benchmark learning")
+        refuse_mixture(records)
         options.figures.mkdir(parents=True, exist_ok=True)
         readme = replace_section(options.readme.read_text(), summary(records))
         write_file(options.page, page(records, options.figures).encode())
         write_file(options.readme, readme.encode())
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
     print(f"{options.page}, {options.figures}/ and the table in {options.readme}: {len(records)} records")
