@@ -21,7 +21,7 @@ class GymRobot(Robot):
 
     Each action dimension is a joint, its bounds the joint's limits; a discrete action is one joint from 0 to n - 1,
     rounded. As on a rig there is no reset: `connect` resets once, the end of an episode is passed over, and the time
-    limit is taken off. Choose an environment whose world goes on by itself.
+    limit is taken off. Choose an environment whose world goes on by itself. Wrappers that it is registered with act.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GymRobot(Robot):
     def observe(self) -> Observation:
         image = self._connected()
         if self._pending:
-            self._env.unwrapped.step(self._action())
+            self._env.step(self._action())
             self._image = image = self._render()
             self._steps += 1
             self._pending = False
@@ -99,9 +99,9 @@ class GymRobot(Robot):
     def _make(self) -> gymnasium.Env[Any, Any]:
         try:
             env: gymnasium.Env[Any, Any] = gymnasium.make(self._id, **self._options)
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(
-                f"environment {self._id!r} needs more packages: pip install 'r3l[gym]' ({error})"
+                f"environment {self._id!r} needs more packages: {error} (r3l[gym] has those of classic control)"
             ) from error
         except (gymnasium.error.Error, TypeError) as error:
             raise UserError(
@@ -131,10 +131,12 @@ class GymRobot(Robot):
     def _render(self) -> Image:
         try:
             picture = self._env.render()
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise UserError(f"environment {self._id!r} renders with more packages: pip install 'r3l[gym]'") from error
-        if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-            raise UserError(f"environment {self._id!r} renders no picture; expected rgb_array, [H, W, 3]")
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise UserError(
+                f"environment {self._id!r} renders with more packages: {error} (r3l[gym] has those of classic control)"
+            ) from error
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise UserError(f"environment {self._id!r} renders no picture; expected rgb_array, [H, W, 3] uint8")
         camera = self._spec.camera
         return fit(PIL.Image.fromarray(picture), (camera.height, camera.width))
 

@@ -86,11 +86,14 @@ def parse(arguments: Sequence[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Command, prog="r3l", description=DESCRIPTION, args=arguments)
+            command: Any = tyro.cli(Command, prog="r3l", description=DESCRIPTION, args=arguments)
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(_one_line(complaint.getvalue(), arguments)) from end
+    if (getattr(command, "seed", None) or 0) < 0:
+        raise UserError(f"--seed is {command.seed}, expected 0 or more")
+    return command
 
 
 def _one_line(boxed: str, arguments: Sequence[str]) -> str:

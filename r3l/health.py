@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,12 @@ class RewardHealth:
         self._was_well = False
         self._wrong: set[str] = set()
 
+    def recall(self, past: Iterable[Mapping[str, float]]) -> None:
+        """Take up what an earlier process measured: lines of metrics, as `look` returned them, each with its step."""
+        for line in past:
+            found = Check(**{name: line[f"health/{name}"] for name in Check.__dataclass_fields__})
+            self._judge(found, line["step"] >= self._config.grace_steps, lambda kind, message: None)
+
     def is_due(self, step: int) -> bool:
         """Return whether to look at this env step."""
         every = self._config.check_every
@@ -108,21 +114,24 @@ class RewardHealth:
             _array(learner.success_of_rows(chosen)),
             _array(learner.success_of_rows(newest)),
         )
-        self._best = max(self._best, found.held_out)
-        wrong = ailments(found, self._best, self._config)
-        self._was_well |= not wrong
-        if self._was_well or learner.updates >= self._config.grace_steps * learner.config.update_ratio:
-            self._tell(wrong)
+        had_time = learner.updates >= self._config.grace_steps * learner.config.update_ratio
+        self._judge(found, had_time, self._on_event)
         metrics = {f"health/{name}": value for name, value in vars(found).items()}
         if judge is not None:
             metrics["health/judged_success"] = float(judge.accepts(learner.replay.images[newest]).float().mean())
         return metrics
 
-    def _tell(self, wrong: dict[str, str]) -> None:
+    def _judge(self, found: Check, had_time: bool, tell: Callable[[str, str], None]) -> None:
+        """Tell what began to be wrong and what is over, once the reward was well or had its time to become so."""
+        self._best = max(self._best, found.held_out)
+        wrong = ailments(found, self._best, self._config)
+        self._was_well |= not wrong
+        if not (self._was_well or had_time):
+            return
         for name in sorted(wrong.keys() - self._wrong):
-            self._on_event(f"reward-{name}", wrong[name])
+            tell(f"reward-{name}", wrong[name])
         for name in sorted(self._wrong - wrong.keys()):
-            self._on_event(f"reward-{name}", "over: the check passes again")
+            tell(f"reward-{name}", "over: the check passes again")
         self._wrong = set(wrong)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from r3l.checkpoint import CheckpointError, save_tensors
 from r3l.config import UserError, from_dict
+from r3l.networks import channels_first
 from r3l.vae import downsample
 
 FORMAT_VERSION = 1
@@ -181,6 +182,20 @@ def fit(goals: Examples, exploration: Examples, generator: torch.Generator, conf
         "exploration_left_out": float(np.mean(scores > level)),
     }
     return Judge(body, calibration, config, quality)
+
+
+def fit_after_exploration(train: NDArray[np.uint8], held_out: NDArray[np.uint8], seen: Tensor, seed: int) -> Judge:
+    """Fit a run's judge, the last fifth of what was seen held out.
+
+    Args:
+        train: goal images to learn from, uint8 [G, H, W, 3].
+        held_out: goal images for the calibration, uint8 [N, H, W, 3].
+        seen: what exploration saw, in its order, uint8 [M, 3, H, W].
+        seed: of the run.
+    """
+    goals = Examples(channels_first(train), channels_first(held_out))
+    exploration = Examples(*torch.tensor_split(seen, [len(seen) * 4 // 5]))
+    return fit(goals, exploration, torch.Generator().manual_seed(seed))
 
 
 def _screen(

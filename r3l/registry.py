@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -51,8 +52,14 @@ def load_task(name: str) -> Task:
     """Return a task by name, or from the Python file that `name` is the path of; UserError says what is wrong."""
     kind = _task_in(Path(name)) if name.endswith(".py") else _load("r3l.tasks", "task", name)
     assert callable(kind)
-    task = kind()
+    try:
+        task = kind()
+    except TypeError as error:
+        raise UserError(f"task {name!r} cannot be made: {error}; docs/new-task.md says what a task has") from error
     assert isinstance(task, Task)
+    problem = next(task.problems(), None)
+    if problem is not None:
+        raise UserError(f"task {name!r}: {problem}; mend it (docs/new-task.md)")
     return task
 
 
@@ -60,13 +67,14 @@ def _task_in(path: Path) -> type[Task]:
     """Return the one task that a Python file defines."""
     if not path.is_file():
         raise UserError(f"task file {str(path)!r} does not exist; expected a Python file with a Task: check the path")
-    spec = spec_from_file_location(path.stem, path)
+    spec = spec_from_file_location(f"r3l_task_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, AttributeError, NameError) as error:
+    except Exception as error:  # anything may come out of somebody's file
         raise UserError(
             f"task file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}; mend it"
         ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l.config import UserError, from_dict
+from r3l.images import SMALLEST_SIDE
 from r3l.robot import CameraSpec, FloatArray, Joint, Truth
 
 Values = NDArray[np.float64]
@@ -93,7 +96,32 @@ def load_rig(path: Path) -> Rig:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"rig file {path} cannot be read ({error}); expected a TOML file with a [rig] table") from error
-    return from_dict(Rig, values.get("rig", {}), "rig.")
+    rig = from_dict(Rig, values.get("rig", {}), "rig.")
+    problem = next(rig_problems(rig), None)
+    if problem is not None:
+        raise UserError(f"rig file {path}: {problem}")
+    return rig
+
+
+def rig_problems(rig: Rig) -> Iterator[str]:
+    """Yield what is wrong with a rig, the key first."""
+    for key in ("control_hz", "max_step_rad"):
+        value = getattr(rig, key)
+        if not 0 < value < math.inf:
+            yield f"rig.{key} is {value}, expected more than 0"
+    if min(rig.camera.width, rig.camera.height) < SMALLEST_SIDE:
+        yield f"rig.camera is {rig.camera.width}x{rig.camera.height} px, expected {SMALLEST_SIDE} a side or more"
+    if not rig.joints:
+        yield "rig.joints is empty, expected at least one"
+    for name, joint in rig.joints.items():
+        if (
+            not -math.inf < joint.min_rad <= joint.home_rad <= joint.max_rad < math.inf
+            or joint.min_rad == joint.max_rad
+        ):
+            yield (
+                f"rig.joints.{name} has min_rad {joint.min_rad}, home_rad {joint.home_rad}, max_rad {joint.max_rad}, "
+                "expected rising"
+            )
 
 
 class Task(ABC):
@@ -108,6 +136,8 @@ class Task(ABC):
     error_unit: str
     other_thresholds: tuple[float, ...] = ()
     """Other errors at which success is reported too, in `error_unit`."""
+    parts: tuple[tuple[str, str, float], ...] = ()
+    """What else is reported of an end: its name for people, the value of the truth, the limit that it is to keep."""
     minimum_goals: int = 20
     cell_count: int = 10
     """How many cells there are for `cells` to tell apart."""
@@ -144,6 +174,22 @@ class Task(ABC):
         """
         error = np.asarray(truth["error"], np.float64)
         return np.minimum(error / max(float(error.max(initial=0.0)), 1e-9) * 10, 9).astype(np.int64)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is missing, or is not what it has to be, the attribute first."""
+        kinds = {"name": str, "description": str, "error_unit": str, "episode_steps": int, "minimum_goals": int}
+        for key, kind in kinds.items():
+            value = getattr(self, key, None)
+            if not isinstance(value, kind):
+                yield f"{key} is {value!r}, expected {'a whole number' if kind is int else 'text'}"
+        if not re.fullmatch(r"[\w-]+", str(getattr(self, "name", ""))):
+            yield f"name is {self.name!r}, expected letters, digits, - and _: folders are named after it"
+        if self.episode_steps < 1:
+            yield f"episode_steps is {self.episode_steps}, expected 1 or more"
+        limit = getattr(self, "success_error", None)
+        if not isinstance(limit, int | float) or not 0 < limit < math.inf:
+            yield f"success_error is {limit!r}, expected a number above 0"
+        yield from rig_problems(self.rig)
 
     def _has_no(self, part: str) -> UserError:
         return UserError(

@@ -18,7 +18,7 @@ from r3l.config import UserError
 from r3l.env import RobotEnv
 from r3l.experience import ExperienceStore
 from r3l.goals import load_goals
-from r3l.judge import Examples, fit
+from r3l.judge import fit_after_exploration
 from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
@@ -181,10 +181,8 @@ def pretrain(training: Training, watchers: list[Watcher], is_stopped: Callable[[
     for watcher in watchers:
         watcher.on_update(metrics)
     if not training.run.judge.exists():
-        seen = training.learner.exploration_images()
-        exploration = Examples(*torch.tensor_split(seen, [len(seen) * 4 // 5]))
-        goals = Examples(channels_first(training.goals.train), channels_first(training.goals.held_out))
-        fit(goals, exploration, torch.Generator().manual_seed(training.config.seed)).save(training.run.judge)
+        goals, seen = training.goals, training.learner.exploration_images()
+        fit_after_exploration(goals.train, goals.held_out, seen, training.config.seed).save(training.run.judge)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from r3l.evaluate import Evaluator, TaskPolicy, load_judge, summarise, verdicts
 from r3l.health import RewardHealth
-from r3l.jsonl import append_jsonl
+from r3l.jsonl import append_jsonl, read_jsonl
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.policy import load_policies
@@ -107,6 +107,7 @@ class Health:
         self._run, self._metrics = training.run, metrics
         held_out = channels_first(training.goals.held_out)
         self._health = RewardHealth(training.learner, held_out, training.config.health, self._tell)
+        self._health.recall(line for line in read_jsonl(training.run.metrics) if "health/auc" in line)
 
     def on_step(self, step: int) -> None:
         """Look when it is time."""

@@ -94,6 +94,7 @@ class Beads(Task):
     success_error = 0.02
     error_unit = "m"
     other_thresholds = (0.01,)
+    parts = tuple((f"bead {bead} within 2 cm", f"bead{bead}_error_m", 0.02) for bead in range(BEADS))
     cell_count = len(ORDERS)
 
     @property

@@ -120,6 +120,7 @@ class Reposition(Task):
     success_error = 1.0
     error_unit = "tolerances"
     other_thresholds = (0.5, 1.5, 2.0)
+    parts = (("centre within 3 cm", "distance_m", NEAR_M), ("turned within 20°", "turned_rad", NEAR_RAD))
     cell_count = 5 * TURNS
 
     @property

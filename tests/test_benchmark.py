@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r3l.benchmark import learning, peer, results
+from r3l.benchmark import judging, learning, peer, results
 from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended, world
 from r3l.config import Config, UserError, to_dict
 from r3l.jsonl import read_jsonl
@@ -246,10 +246,24 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
     assert found.goal_images == 24
     assert found.unattended.robot_s >= 30.0
     assert "torch" in found.versions
+    judge_is_renewed(folder, found, capsys)
     before = (learning.RECORDS / "valve-default-0.json").read_bytes()
     assert learning.main(arguments) == 0
     assert "recorded already" in capsys.readouterr().out
     assert (learning.RECORDS / "valve-default-0.json").read_bytes() == before
+
+
+def judge_is_renewed(folder: Path, found: Record, capsys: pytest.CaptureFixture[str]) -> None:
+    """The judge of the same code, fitted again, is the same judge, and gives the same verdicts."""
+    before = (folder / "judge.safetensors").read_bytes()
+    (folder / "judge.safetensors").unlink()
+    assert judging.main(["valve-default-0"]) == 0
+    assert (folder / "judge.safetensors").read_bytes() == before
+    again = load_record(learning.RECORDS / "valve-default-0.json")
+    assert again.judged == found.judged
+    assert again.events[-1]["kind"] == "judge"
+    assert judging.main(["valve-default-7"]) == 2
+    assert "valve-default-7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("reason", "code"), [("a record that cannot be made", 2), ("SIGTERM", 130)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from r3l.config import UserError
 from r3l.hardware.gym import GymRobot
@@ -93,3 +96,23 @@ def test_a_missing_renderer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.render", refuse)
     with pytest.raises(UserError, match=r"r3l\[gym\]"):
         robot.connect()
+
+
+def test_wrappers_that_an_environment_is_registered_with_act(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = np.ones(1, np.float32)
+
+    def rescaled(**options: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1", **options).unwrapped, -one, one)
+
+    monkeypatch.setitem(gymnasium.registry, "Rescaled-v0", EnvSpec("Rescaled-v0", rescaled))
+    with GymRobot("Rescaled-v0") as robot:
+        assert (robot.spec.lower_rad, robot.spec.upper_rad) == (-1.0, 1.0)
+        robot.command(0.7 * one)
+        robot.observe()
+        assert robot._env.unwrapped.last_u == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize("name", ["nomodule:Env-v0", "LunarLander-v3", "Ant-v5"])
+def test_an_environment_whose_packages_are_not_installed_says_which(name: str) -> None:
+    with pytest.raises(UserError, match=r"needs more packages: .*(nomodule|box2d|mujoco)"):
+        GymRobot(name)

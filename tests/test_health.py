@@ -19,6 +19,7 @@ from r3l.config import Config, HealthConfig
 from r3l.goals import save_goals
 from r3l.health import Check, ailments, check
 from r3l.jsonl import read_jsonl
+from r3l.learner import Learner
 from r3l.registry import load_robot, load_task
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
@@ -188,7 +189,26 @@ def test_an_event_ends_when_the_check_passes_again_and_is_told_anew_after_that()
 
     told: list[tuple[str, str]] = []
     health = RewardHealth.__new__(RewardHealth)
-    health._wrong, health._on_event = set(), lambda kind, message: told.append((kind, message[:4]))
-    for wrong in ({"score": "fell"}, {"score": "fell"}, {}, {"score": "fell"}):
-        health._tell(wrong)
-    assert told == [("reward-score", "fell"), ("reward-score", "over"), ("reward-score", "fell")]
+    health._wrong, health._was_well, health._best, health._config = set(), False, 0.0, HEALTH
+    fallen = replace(WELL, held_out=0.2)
+    for found in (WELL, fallen, fallen, WELL, fallen):
+        health._judge(found, True, lambda kind, message: told.append((kind, message[:9])))
+    assert told == [("reward-score", "the score"), ("reward-score", "over: the"), ("reward-score", "the score")]
+
+
+def test_a_run_that_goes_on_remembers_how_well_the_reward_was(
+    tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, clear_sight: None
+) -> None:
+    run = of_run(tmp_path, make_run, replace(CONFIG, steps=350))
+    assert events(run) == []
+    score = Learner.success_of_images
+
+    def fallen(self: Learner, images: Tensor) -> Tensor:
+        return 0.3 * score(self, images)
+
+    monkeypatch.setattr(Learner, "success_of_images", fallen)
+    assert train(run.extended(450))
+    assert ("reward-score", False) in events(run)
+    before = len(events(run))
+    assert train(run.extended(550))
+    assert events(run)[before:] == [], "told once, also over a restart"

@@ -236,7 +236,20 @@ def test_reposition_comes_back_when_it_is_flung(speed_m_s: float) -> None:
             assert min(truth["distance_m"] for truth in found) < 0.06
 
 
-def test_every_place_of_reposition_is_touched_by_a_finger() -> None:
+def test_a_tipped_object_comes_upright_again_by_random_fingers() -> None:
+    task = Reposition()
+    with from_task(task) as twin:
+        body = twin.scene.bodies[0]
+        for place in ([0.03, 0.0, 0.05], [-0.02, 0.03, 0.05]):
+            twin.place(fixed_poses()[0])
+            turn = twin._client.getQuaternionFromEuler([math.pi / 2, 0.0, 0.5])
+            twin._client.resetBasePositionAndOrientation(body, place, turn)
+            assert twin.truth()["upright"] < 0.5
+            truths = held_random(task, twin, 600, seed=7)
+            assert max(truth["upright"] for truth in truths) > 0.9
+
+
+def test_the_outermost_resting_places_of_reposition_are_touched_by_a_finger() -> None:
     """From its outermost resting places, random fingers move the object: none is out of reach."""
     task = Reposition()
     with from_task(task) as twin:

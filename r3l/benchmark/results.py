@@ -37,8 +37,6 @@ ORDER = (
 )
 MARKERS = ("<!-- results: made by scripts/benchmark results -->", "<!-- end of results -->")
 SUCCESS = ("env steps", "deployed: success", "each seed", "continuing: success", "coverage")
-PART = "_error_m"
-"""How the errors of parts are named in the truth."""
 HEALTH = ("held_out", "elsewhere", "auc", "average_precision", "rewarded", "judged_success")
 
 INTRODUCTION = f"""# Results
@@ -133,10 +131,13 @@ def threshold_table(groups: Groups, task: Task) -> list[str]:
     return table(["variant", *(f"within {limit * scale:.3g} {unit}" for limit in limits)], rows)
 
 
-def part_table(groups: Groups, parts: Sequence[str], limit: float) -> list[str]:
-    """Return the share of episodes in which each part, a bead for example, ended within the limit."""
-    rows = [[variant, *(share_within(records, limit, part) for part in parts)] for variant, records in groups.items()]
-    return table(["variant", *(part.removesuffix(PART) for part in parts)], rows)
+def part_table(groups: Groups, task: Task) -> list[str]:
+    """Return the share of episodes in which each part, a bead for example, ended within its limit."""
+    rows = [
+        [variant, *(share_within(records, limit, value) for _, value, limit in task.parts)]
+        for variant, records in groups.items()
+    ]
+    return table(["variant", *(name for name, _, _ in task.parts)], rows)
 
 
 def last_starts(record: Record) -> list[dict[str, Any]]:
@@ -244,10 +245,8 @@ def section(task: Task, groups: Groups, figures: Path) -> list[str]:
     lines = [f"## {task.name}", "", f"Goal: {task.description}. Success: a final error of at most {limit}.", ""]
     lines += [*success_table(groups), "", *show(figures, names["curves"], "Success over env steps, and coverage")]
     lines += [*threshold_table(groups, task), "", *show(figures, names["thresholds"], "Success over the threshold")]
-    parts = [key for key in last_starts(next(iter(groups.values()))[0])[0]["truth"] if key.endswith(PART)]
-    if parts:
-        lines += [f"Share of episodes that ended with each within {limit}:", ""]
-        lines += [*part_table(groups, parts, task.success_error), ""]
+    if task.parts:
+        lines += ["Share of episodes that ended with:", "", *part_table(groups, task), ""]
     verdicts = judge_table(groups)
     if verdicts:
         lines += [*verdicts, ""]
