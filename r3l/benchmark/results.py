@@ -51,6 +51,9 @@ EARL (Sharma et al., ICLR 2022). Coverage: entropy of the object states visited 
 minutes: {PICTURE_S:.0f} s for each goal picture and {RESET_S:.0f} s for each time the object is put back, which
 `diagnostic-resets` and `stable-baselines3` need and the others do not. Variants named diagnostic read the simulator's
 ground truth, `stable-baselines3` too.
+
+The judge's table is of episodes of each run's untrained, half-trained and final policy. A judge that was fitted again later
+(`scripts/benchmark judge`) is an event of its record; the share judged successful during training is of the judge of then.
 """
 
 Groups = dict[str, list[Record]]
