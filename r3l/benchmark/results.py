@@ -52,8 +52,8 @@ minutes: {PICTURE_S:.0f} s for each goal picture and {RESET_S:.0f} s for each ti
 `diagnostic-resets` and `stable-baselines3` need and the others do not. Variants named diagnostic read the simulator's
 ground truth, `stable-baselines3` too.
 
-The judge's table is of episodes of each run's untrained, half-trained and final policy. A judge that was fitted again later
-(`scripts/benchmark judge`) is an event of its record; the share judged successful during training is of the judge of then.
+The judge's table is of episodes of each run's untrained, half-trained and final policy. A judge that was fitted again
+(`scripts/benchmark judge`) is an event of its record; what was judged during training was judged by the one before.
 """
 
 Groups = dict[str, list[Record]]
