@@ -14,6 +14,7 @@ from r3l.robot import (
     RobotSpec,
     SimulatedRobot,
     Truth,
+    world_numbers,
 )
 from r3l.task import Task
 
@@ -43,6 +44,10 @@ class Fake(SimulatedRobot):
         self._target_rad: FloatArray | None = None
         self._dial_rad = self._velocity_rad_s = self._time_s = 0.0
         self._is_connected = False
+        self.pushes_from_rad: float | None = None
+        """Where the joint begins to push the dial, which then stays there; None: it turns the dial to and fro."""
+        self.is_stuck = False
+        """Whether the dial does not turn, whatever the joint does."""
 
     @property
     def spec(self) -> RobotSpec:
@@ -58,7 +63,7 @@ class Fake(SimulatedRobot):
         if self._target_rad is not None:
             move = LAG * (self._target_rad - self._joint_rad)
             self._joint_rad = self._joint_rad + move
-            self._velocity_rad_s = float(move[0]) * TURN_PER_RAD * self._spec.control_hz
+            self._velocity_rad_s = self._turn(float(move[0])) * self._spec.control_hz
             self._dial_rad += self._velocity_rad_s / self._spec.control_hz
             self._time_s += 1 / self._spec.control_hz
             self._target_rad = None
@@ -96,8 +101,17 @@ class Fake(SimulatedRobot):
         return np.array(world, np.float64).tobytes()
 
     def restore_world(self, world: bytes) -> None:
-        self._dial_rad, self._velocity_rad_s, self._time_s, *joints = np.frombuffer(world, np.float64).tolist()
+        numbers = world_numbers(world, 3 + len(self._joint_rad))
+        self._dial_rad, self._velocity_rad_s, self._time_s, *joints = numbers
         self._joint_rad, self._target_rad = np.array(joints, np.float32), None
+
+    def _turn(self, move_rad: float) -> float:
+        """Return how far the dial turns while the first joint moves, rad."""
+        if self.is_stuck:
+            return 0.0
+        if self.pushes_from_rad is not None:
+            move_rad = min(max(move_rad, 0.0), max(float(self._joint_rad[0]) - self.pushes_from_rad, 0.0))
+        return TURN_PER_RAD * move_rad
 
     def _require_connection(self) -> None:
         if not self._is_connected:

@@ -24,6 +24,8 @@ class GymRobot(Robot):
     limit is taken off. Choose an environment whose world goes on by itself. Wrappers that it is registered with act.
     """
 
+    identical_frames = "often"
+
     def __init__(
         self,
         environment: str,

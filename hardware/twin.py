@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r3l.robot import CameraSpec, FloatArray, Image, Joint, Observation, RobotError, RobotSpec, SimulatedRobot, Truth
+from r3l.robot import (
+    CameraSpec,
+    FloatArray,
+    Image,
+    Joint,
+    Observation,
+    RobotError,
+    RobotSpec,
+    SimulatedRobot,
+    Truth,
+    world_numbers,
+)
 from r3l.task import CameraPose, Scene, Task
 
 from .quiet import quiet
@@ -140,19 +151,37 @@ class Twin(SimulatedRobot):
         return self.scene.truth()
 
     def save_world(self) -> bytes:
-        """Return PyBullet's state and the clock; restored in another process it is close, not bit-exact."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "world.bullet"
-            self._connected().saveBullet(str(path))
-            return np.float64(self._time_s).tobytes() + path.read_bytes()
+        """Return the clock and where everything is and moves to; restored it is close, not bit-exact.
+
+        Plain numbers, and no file of PyBullet's: whatever is in them, they are read as numbers.
+        """
+        client = self._connected()
+        numbers = [self._time_s]
+        for body in range(client.getNumBodies()):
+            for part in (*client.getBasePositionAndOrientation(body), *client.getBaseVelocity(body)):
+                numbers += part
+            for joint in self._joints_of(body):
+                numbers += client.getJointState(body, joint)[:2]
+        return np.array(numbers, np.float64).tobytes()
 
     def restore_world(self, world: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "world.bullet"
-            path.write_bytes(world[8:])
-            self._connected().restoreState(fileName=str(path))
-        self._time_s = float(np.frombuffer(world[:8], np.float64)[0])
-        self._pending_s = 0.0
+        client = self._connected()
+        bodies = range(client.getNumBodies())
+        joints = [self._joints_of(body) for body in bodies]
+        numbers = iter(world_numbers(world, 1 + sum(13 + 2 * len(each) for each in joints)))
+        self._time_s, self._pending_s = next(numbers), 0.0
+        for body in bodies:
+            place, turn, speed, spin = (list(islice(numbers, size)) for size in (3, 4, 3, 3))
+            client.resetBasePositionAndOrientation(body, place, turn)
+            client.resetBaseVelocity(body, speed, spin)
+            for joint in joints[body]:
+                client.resetJointState(body, joint, next(numbers), next(numbers))
+        self._drive(self._joint_rad(), MAX_TORQUE_NM)
+
+    def _joints_of(self, body: int) -> list[int]:
+        """Return the joints of a body that turn or slide."""
+        kinds = [self._client.getJointInfo(body, joint)[2] for joint in range(self._client.getNumJoints(body))]
+        return [joint for joint, kind in enumerate(kinds) if kind in (p.JOINT_REVOLUTE, p.JOINT_PRISMATIC)]
 
     def occlusion(self) -> float:
         """Return the share of the object's pixels that the fingers hide from the camera, in [0, 1]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,12 +12,28 @@ import torch
 from r3l.checkpoint import Tensors, under_prefix, with_prefix
 from r3l.config import PhasesConfig
 from r3l.env import Observed, RobotEnv
-from r3l.experience import PHASES, ExperienceStore, Row
+from r3l.experience import PHASES, Row
 from r3l.policy import Policies
-from r3l.robot import FloatArray
+from r3l.robot import FloatArray, Observation
 
 HOLD_STEPS = 3
 """Steps for which a random action is held: shorter ones cancel out and move nothing."""
+
+
+class Store(Protocol):
+    """Where observations go: the experience store, or a thread that writes to it."""
+
+    def append(self, row: Row) -> object:
+        """Keep a row."""
+        ...
+
+    def steps(self) -> int:
+        """Return the number of env steps kept."""
+        ...
+
+    def last(self) -> tuple[int, int]:
+        """Return the newest row's sequence and segment."""
+        ...
 
 
 class Phases:
@@ -27,13 +43,15 @@ class Phases:
         self._config = config
         self.credit = 0.0
         """Perturbations owed."""
+        self.least_share = 0.0
+        """Share of perturbations that is kept whatever the config says: raised while the object is stuck."""
 
     def next(self, steps: int) -> tuple[str, int]:
         """Return the phase that begins after `steps` env steps, and its length in env steps."""
         config = self._config
         if steps < config.exploration_steps:
             return "exploration", min(config.task_steps, config.exploration_steps - steps)
-        self.credit += config.perturbation_share
+        self.credit += max(config.perturbation_share, self.least_share)
         if self.credit >= 1.0:
             self.credit -= 1.0
             return "perturbation", config.perturbation_steps
@@ -53,51 +71,80 @@ class Actor:
     """Acts on a reset-free environment, one env step per `step`, and stores what it sees.
 
     `between` runs between episodes (homing, mostly); since it moves the robot, a new segment begins after it.
+    `inspect` says whether an observation is fit to be learned from; others are left out, and a new segment begins.
     """
 
     def __init__(
         self,
         env: RobotEnv,
-        store: ExperienceStore,
+        store: Store,
         policies: Policies,
         config: PhasesConfig,
         *,
         seed: int,
         between: Callable[[], None] | None,
+        inspect: Callable[[Observation], bool] = lambda observation: True,
     ) -> None:
         self._env, self._store, self._policies = env, store, policies
-        self._between = between
+        self._between, self._inspect = between, inspect
         self.phases = Phases(config)
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.steps = store.steps()
         self.segment = store.last()[1]
-        self.segment_step = 0
+        self.segment_step = -1
+        """Steps in the current segment; below 0 a new one is due."""
         self.episode: Episode | None = None
         self._held = np.zeros(0, np.float32)
 
-    def step(self) -> Row:
-        """Take one env step and return its stored row."""
+    def step(self) -> Row | None:
+        """Take one env step and return its stored row; None where what was seen is unfit to be learned from."""
         if self.episode is None:
             self._begin_episode()
-        assert self.episode is not None
-        action = self._choose(self.episode)
-        observed, _, _, _, info = self._env.step(action)
+        if self.segment_step < 0 and not self.begin_segment(self._current.phase):
+            return None
+        episode = self._current
+        observed, _, _, _, info = self._env.step(self._choose(episode))
+        if not self._is_fit():
+            self.break_segment()
+            return None
         self.segment_step += 1
         self.steps += 1
-        self.episode.step += 1
-        row = self._keep(observed, info, self.episode.phase)
-        if self.episode.step >= self.episode.length:
+        episode.step += 1
+        row = self._keep(observed, info, episode.phase)
+        if episode.step >= episode.length:
             self.episode = None
         return row
 
-    def begin_segment(self, phase: str) -> None:
-        """Observe without moving; nothing before joins onto what follows."""
+    def begin_segment(self, phase: str) -> bool:
+        """Observe without moving; nothing before joins onto what follows. False: what was seen is unfit."""
         observed, info = self._env.reset()
+        if not self._is_fit():
+            return False
         self.segment += 1
         self.segment_step = 0
         self._policies.begin()
         self._keep(observed, info | {"requested": np.zeros_like(info["applied"])}, phase)
+        return True
+
+    def break_segment(self) -> None:
+        """Let a new segment begin with the next step: something came in between."""
+        self.segment_step = -1
+
+    def break_off(self) -> None:
+        """Let a new episode begin with the next step: the robot was moved, or left alone for a while."""
+        self.episode = None
+        self.break_segment()
+
+    @property
+    def _current(self) -> Episode:
+        assert self.episode is not None
+        return self.episode
+
+    def _is_fit(self) -> bool:
+        newest = self._env.newest
+        assert newest is not None
+        return self._inspect(newest)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what a new process needs to go on in the same episode: tensors, and JSON values."""
@@ -131,11 +178,9 @@ class Actor:
     def _begin_episode(self) -> None:
         phase, length = self.phases.next(self.steps)
         self.episode = Episode(phase, length)
-        is_first = self.segment_step == 0
         if self._between is not None:
             self._between()
-        if self._between is not None or is_first:
-            self.begin_segment(phase)
+            self.break_segment()
 
     def _choose(self, episode: Episode) -> FloatArray:
         if episode.phase != "exploration":

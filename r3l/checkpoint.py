@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-LATEST = "latest"
-FILES = {"tensors.safetensors", "meta.json"}
+from r3l.files import GIB, MOST_JSON_BYTES, open_sized, read, read_json, remove
+
+LATEST, MANIFEST, TENSORS, META = "latest", "manifest.json", "tensors.safetensors", "meta.json"
+MOST_TENSOR_BYTES, MOST_MANIFEST_BYTES, MOST_NAME_BYTES = 8 * GIB, 4096, 256
+MOST_BYTES = {TENSORS: MOST_TENSOR_BYTES, META: MOST_JSON_BYTES}
+"""The files that a manifest lists, and what each may have at most."""
+NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 Tensors = dict[str, Tensor]
 
 
@@ -27,12 +32,13 @@ class CheckpointError(RuntimeError):
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that it exists whole, on the disk, or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    remove(part)
+    with part.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
@@ -41,29 +47,61 @@ def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
     write_file(path, save(contiguous, {"meta": json.dumps(meta)}))
 
 
+def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors of a safetensors file and the texts in its header.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is too large, or is no safetensors file.
+    """
+    open_sized(path, MOST_TENSOR_BYTES).close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(one_line(error)) from error
+
+
 def save_checkpoint(folder: Path, step: int, tensors: Tensors, meta: dict[str, Any], *, keep: int) -> Path:
     """Write checkpoint `step` below `folder`, point `latest` at it, and keep the newest `keep` (1 at least).
 
     Every file is synced, its SHA-256 goes into a manifest, the folder is renamed into place and the pointer is
-    written last: a crash at any moment leaves the previous checkpoint in use.
+    written last: a crash at any moment leaves the previous checkpoint in use. Old ones go when the pointer is on the
+    disk, out of use first: none is ever seen half removed.
     """
-    final = _free(folder / f"step-{step:08d}")
-    part = folder / f".{final.name}.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     for left_over in folder.glob(".step-*.part"):
-        shutil.rmtree(left_over)
-    part.mkdir(parents=True)
+        remove(left_over)
+    final = _free(folder, step)
+    part = _hidden(final)
+    part.mkdir()
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files = {"tensors.safetensors": save(contiguous), "meta.json": json.dumps(meta).encode()}
+    files = {TENSORS: save(contiguous), META: json.dumps(meta).encode()}
     for name, content in files.items():
         write_file(part / name, content)
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_file(part / "manifest.json", json.dumps(manifest).encode())
+    write_file(part / MANIFEST, json.dumps(manifest).encode())
     part.rename(final)
-    _sync_folder(folder)
+    sync_folder(folder)
     write_file(folder / LATEST, final.name.encode())
-    for old in _newest_first(folder)[max(keep, 1) :]:
-        shutil.rmtree(old)
+    for old in newest_first(folder)[max(keep, 1) :]:
+        remove_checkpoint(old)
     return final
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, out of use at once: a crash leaves it whole or hidden, the next save removes the rest."""
+    hidden = _hidden(path)
+    remove(hidden)
+    path.rename(hidden)
+    remove(hidden)
+
+
+def require_finite(tensors: Tensors) -> None:
+    """Raise CheckpointError naming the first tensor with a number that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"tensor {name} holds numbers that are not finite; no checkpoint of it is kept")
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
@@ -71,10 +109,10 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors,
 
     `warn` is told of each one that does not. Raises CheckpointError when there are checkpoints and none verifies.
     """
-    candidates = _newest_first(folder)
+    candidates = newest_first(folder)
     for path in candidates:
         try:
-            return _read(path)
+            return read_checkpoint(path)
         except CheckpointError as error:
             warn(f"{error}; using the previous one")
     if candidates:
@@ -82,36 +120,66 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors,
     return None
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return a checkpoint's tensors and JSON; CheckpointError where it is damaged or leads elsewhere."""
     try:
-        manifest = dict(json.loads((path / "manifest.json").read_text()))
-        if set(manifest) != FILES:
-            raise CheckpointError(f"checkpoint {path} is corrupt: its manifest does not list {sorted(FILES)}")
-        for name, expected in manifest.items():
-            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            if found != expected:
-                raise CheckpointError(f"checkpoint {path} is corrupt: {name} does not match its checksum")
-        return load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} is corrupt or incomplete ({error})") from error
+        for each in (path, path / MANIFEST, *(path / name for name in MOST_BYTES)):
+            if each.is_symlink():
+                raise ValueError(f"{each.name} is a link, expected what a run wrote")
+        manifest = read_json(path / MANIFEST, MOST_MANIFEST_BYTES)
+        if not isinstance(manifest, dict) or manifest.keys() != MOST_BYTES.keys():
+            raise ValueError(f"its manifest does not list {sorted(MOST_BYTES)}")
+        for name, most in MOST_BYTES.items():
+            if _checksum(path / name, most) != manifest[name]:
+                raise ValueError(f"{name} does not match its checksum")
+        meta = read_json(path / META)
+        if not isinstance(meta, dict):
+            raise ValueError(f"{META} is not a table")
+        return load_tensors(path / TENSORS)[0], meta
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is corrupt or incomplete ({one_line(error)})") from error
 
 
-def _free(path: Path) -> Path:
-    """Return `path`, or beside it a name that is free: what exists is not removed before its successor is in use."""
-    names = [path.name, *(f"{path.name}.{number}" for number in range(1, 1000))]
-    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    found = sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+def _checksum(path: Path, most: int) -> str:
+    with open_sized(path, most) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hidden(path: Path) -> Path:
+    """Return the name under which a checkpoint is not in use: not yet, or no more."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _free(folder: Path, step: int) -> Path:
+    """Return where checkpoint `step` goes: what exists is not removed before its successor is in use."""
+    taken = [rank(path.name) for path in folder.iterdir()]
+    numbers = [number for taken_step, number in taken if taken_step == step]
+    return folder / (f"step-{step:08d}.{max(numbers) + 1}" if numbers else f"step-{step:08d}")
+
+
+def rank(name: str) -> tuple[int, int]:
+    """Return a checkpoint's step, and how many of that step came before it; -1 twice for the name of no checkpoint."""
+    found = NAME.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else (-1, -1)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the folders of all checkpoints, the one that is pointed at first, then by falling steps."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
     try:
-        latest = (folder / LATEST).read_text().strip()
+        latest = read(folder / LATEST, MOST_NAME_BYTES).decode().strip()
     except (OSError, ValueError):
-        return found
-    return sorted(found, key=lambda path: path.name == latest, reverse=True)
+        latest = ""
+    return sorted(found, key=lambda path: (path.name == latest, rank(path.name)), reverse=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import json
 import os
 import re
+import shutil
+import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 
 from r3l.checkpoint import CheckpointError
 from r3l.commands import (
+    CheckCommand,
     Command,
     ConfigCommand,
     EvaluateCommand,
     FilmCommand,
     GoalsCommand,
+    PauseCommand,
+    RelaxCommand,
     ReportCommand,
+    ResumeCommand,
     RobotsCommand,
+    StatusCommand,
+    StopCommand,
     TasksCommand,
     TrainCommand,
 )
-from r3l.config import PRESETS, VARIANTS, Config, UserError, from_dict, nearest, to_dict
+from r3l.config import MANY, UserError, nearest, to_dict
 from r3l.experience import StoreError
+from r3l.process import tune_process
+from r3l.processes.supervisor import end_orphans
 from r3l.progress import progress_bar
 from r3l.robot import RobotError
-from r3l.run import Run, free_name, read_config
+from r3l.run import Run, free_name
+from r3l.settings import deadline, ends_by_time, preset_config, resolve
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Parameters of glibc's mallopt."""
+FAILED_CODE = 3
+"""A run that ended since it could not go on; a service does not begin it again."""
 DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
 
 Three steps: `r3l goals TASK`, `r3l train TASK`, `r3l evaluate runs/NAME`; then `r3l report runs/NAME`.
@@ -46,7 +56,7 @@ Three steps: `r3l goals TASK`, `r3l train TASK`, `r3l evaluate runs/NAME`; then 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    """Run the command line; return the exit code: 0 done or stopped, 2 bad input, 3 a run that failed, 130 Ctrl-C."""
     tune_process()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
@@ -63,21 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("r3l: stopped; nothing acknowledged is lost", file=sys.stderr)
         return 130
-
-
-def tune_process() -> None:
-    """One thread for each of torch's products, and memory that is kept instead of given back after each of them.
-
-    glibc returns blocks above 128 KiB at once and takes page faults to get them again: a third of a small network's
-    update. Threads share one arena, since those of their own give memory back whatever the thresholds say. Where
-    there is no glibc this does nothing.
-    """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_ARENA_MAX, 1)
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -157,83 +152,61 @@ def goals(command: GoalsCommand) -> int:
     return 0
 
 
-def resolve(command: TrainCommand) -> Config:
-    """Return the config of a new run: preset, variants, config file, --set, then the plain options."""
-    if command.task is None:
-        raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
-    values = to_dict(_preset(command.preset, command.variant))
-    if command.config is not None:
-        _merge(values, read_config(command.config), "")
-    for item in command.set:
-        key, separator, text = item.partition("=")
-        if not separator:
-            raise UserError(f"--set {item!r} has no value; expected KEY=VALUE, for example sac.batch_size=256")
-        change: Any = _plain(text)
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        _merge(values, change, "")
-    config = from_dict(Config, values)
-    given = {name: getattr(command, name) for name in ("task", "steps", "robot", "seed", "device")}
-    if command.task.endswith(".py"):
-        given["task"] = str(Path(command.task).absolute())  # so that the run goes on from any folder
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
-
-
 def reopen(command: TrainCommand) -> Run:
     """Open the run that --resume names, which nobody uses, with --steps not yet saved; the rest of it is decided."""
     assert command.resume is not None
-    fresh = TrainCommand(resume=command.resume, steps=command.steps, check=command.check, runs=command.runs)
+    kept = ("resume", "steps", "check", "runs", "hours", "until", "goals")
+    fresh = TrainCommand(**{name: getattr(command, name) for name in kept})
     for field in fields(TrainCommand):
         if getattr(command, field.name) != getattr(fresh, field.name):
-            raise UserError(f"a resumed run keeps its {field.name}: --resume goes with --steps and --check alone")
+            raise UserError(
+                f"a resumed run keeps its {field.name}: --resume goes with --steps, --hours, --until, --goals and "
+                "--check alone"
+            )
     run = Run.open(command.resume)
     steps = run.config.steps if command.steps is None else command.steps
+    if command.steps is None and ends_by_time(command):
+        steps = MANY
+    end_orphans(run)
     longer = Run(run.folder, replace(run.config, steps=steps))
     with longer.lock():
         return longer
 
 
-def _preset(preset: str, variants: Sequence[str]) -> Config:
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
-    config = PRESETS[preset]()
-    for name in variants:
-        if name not in VARIANTS:
-            raise UserError(f"unknown variant {name!r}; {nearest(name, VARIANTS)}")
-        config = VARIANTS[name](config)
-    return config
-
-
-def _merge(values: dict[str, Any], change: dict[str, Any], where: str) -> None:
-    for key, value in change.items():
-        if key not in values:
-            raise UserError(f"unknown config key {where + key!r}; {nearest(key, values)}")
-        if isinstance(values[key], dict) and isinstance(value, dict):
-            _merge(values[key], value, f"{where}{key}.")
-        else:
-            values[key] = value
-
-
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def train(command: TrainCommand) -> int:
-    """Begin or resume a run."""
+    """Begin or resume a run; a signal that comes before the robot moves ends it as any later one does, with 0."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        found = _prepare(command)
+        if found is None:
+            return 0
+        run, ends_epoch_s = found
+        if not run.config.sync:
+            return _train_supervised(run, ends_epoch_s)
+    except KeyboardInterrupt:
+        print("stopped before anything was started")
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return _train_sync(run)
+
+
+def _prepare(command: TrainCommand) -> tuple[Run, float | None] | None:
+    """Check everything, and make or open the run; return it and when it is to end. None: nothing is to be started."""
     from r3l import preflight
-    from r3l.goals import load_goals
+    from r3l.goals import joined, load_goals
     from r3l.registry import load_task
     from r3l.train import pick_device
-    from r3l.train import train as run_training
 
     resumed = reopen(command) if command.resume is not None else None
     config = resumed.config if resumed else resolve(command)
+    if config.sync and ends_by_time(command):
+        raise UserError("--sync ends by its steps, not by --hours or --until; leave one of them out")
+    ends_epoch_s = deadline(command, time.time())
     task = load_task(config.task)
     if resumed:
         folder, goal_folder = resumed.folder, resumed.goals
+        ends_epoch_s = ends_epoch_s or (resumed.deadline() if command.steps is None else None)
     else:
         folder = command.runs / command.name if command.name else free_name(command.runs, task.name)
         goal_folder = command.goals or Path("goals") / task.name
@@ -244,25 +217,61 @@ def train(command: TrainCommand) -> int:
         raise UserError(
             f"goal folder {goal_folder} is missing; make it with r3l goals {config.task}, or name --goals DIR"
         )
-    found = preflight.check(config, task, load_goals(goal_folder, task.rig.camera, task.minimum_goals), folder)
+    goal_images = load_goals(goal_folder, task.rig.camera, task.minimum_goals)
+    if resumed and command.goals is not None:
+        goal_images = joined(goal_images, load_goals(command.goals, task.rig.camera, 0))
+    hours = None if ends_epoch_s is None else (ends_epoch_s - time.time()) / 3600
+    found = preflight.check(config, task, goal_images, folder, hours=hours)
     print("\n".join(found.lines))
     if config.reads_truth:
         print("diagnostic run: it reads the twin's ground truth")
     preflight.require(found)
     if command.check:
         print("nothing was started: --check")
-        return 0
+        return None
     if resumed:
-        run = resumed if command.steps is None else resumed.extended(command.steps)
+        run = resumed.extended(config.steps)
+        if command.goals is not None:
+            run.replace_goals(goal_images)
     else:
         run = Run.create(folder, config)
-        run.keep_goals(goal_folder)
+        try:
+            run.keep_goals(goal_folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+    run.set_deadline(ends_epoch_s)
     print(f"run directory: {folder}")
-    if not run_training(run):
-        print(f"stopped; go on with: r3l train --resume {folder}")
-        return 130
-    print(f"done; next: r3l evaluate {folder}; r3l report {folder}")
+    return run, ends_epoch_s
+
+
+def _train_sync(run: Run) -> int:
+    from r3l.train import FailedError
+    from r3l.train import train as run_training
+
+    try:
+        is_done = run_training(run)
+    except FailedError as error:
+        print(f"failed, the robot is relaxed: {error}")
+        return FAILED_CODE
+    if not is_done:
+        print(f"stopped; go on with: r3l train --resume {run.folder}")
+        return 0
+    print(f"done; next: r3l evaluate {run.folder}; r3l report {run.folder}")
     return 0
+
+
+def _train_supervised(run: Run, ends_epoch_s: float | None) -> int:
+    from r3l.processes.supervisor import DONE, STOPPED, say, supervise
+
+    outcome = supervise(run, ends_epoch_s)
+    if outcome == STOPPED:
+        say(f"stopped, the robot is relaxed; go on with: r3l train --resume {run.folder}")
+    elif outcome == DONE:
+        say(f"done; report: {run.report}; next: r3l evaluate {run.folder}")
+    else:
+        say(f"failed, the robot is relaxed; r3l status {run.folder} says why, r3l train --resume {run.folder} goes on")
+    return 0 if outcome in (DONE, STOPPED) else FAILED_CODE
 
 
 def evaluate(command: EvaluateCommand) -> int:
@@ -309,9 +318,32 @@ def film(command: FilmCommand) -> int:
     return 0
 
 
+def status(command: StatusCommand) -> int:
+    """Show how a run is doing."""
+    from r3l.processes.status import show
+
+    return show(Run.open(command.run), watch=command.watch, as_json=command.json)
+
+
+def check(command: CheckCommand) -> int:
+    """Verify and mend a run directory."""
+    from r3l.verify import check as verify
+
+    return verify(command.run, is_dry=command.dry_run)
+
+
+def tell(command: PauseCommand | ResumeCommand | RelaxCommand | StopCommand) -> int:
+    """Tell a running run's supervisor what people want."""
+    from r3l.processes.control import ask
+
+    word = type(command).__name__.removesuffix("Command").lower()
+    print(ask(Run.open(command.run).folder, word))
+    return 0
+
+
 def config(command: ConfigCommand) -> int:
     """Print a config."""
-    print(json.dumps(to_dict(_preset(command.preset, command.variant)), indent=2))
+    print(json.dumps(to_dict(preset_config(command.preset, command.variant)), indent=2))
     return 0
 
 
@@ -339,6 +371,12 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     EvaluateCommand: evaluate,
     ReportCommand: report,
     FilmCommand: film,
+    StatusCommand: status,
+    CheckCommand: check,
+    PauseCommand: tell,
+    ResumeCommand: tell,
+    RelaxCommand: tell,
+    StopCommand: tell,
     ConfigCommand: config,
     TasksCommand: tasks,
     RobotsCommand: robots,

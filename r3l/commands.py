@@ -47,8 +47,9 @@ class GoalsCommand:
 class TrainCommand:
     """Train unattended from goal images: no resets, no reward function, nobody in the room.
 
-    The run directory holds everything. Ctrl-C stops after the current step, with the robot relaxed and a checkpoint
-    written; --resume goes on from there. Before the first action a pre-flight check says what to expect.
+    The run directory holds everything. Actor and learner are processes of their own under a supervisor, which restarts
+    what dies or hangs. Ctrl-C relaxes the robot at once and writes a checkpoint; --resume goes on from there. Before
+    the first action a pre-flight check says what to expect.
     """
 
     task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
@@ -60,7 +61,19 @@ class TrainCommand:
     goals: OptionalPath = None
     """Goal folder made by `r3l goals`; goals/TASK by default."""
     resume: OptionalPath = None
-    """Go on with this run directory instead of beginning one; --steps may extend it."""
+    """Go on with this run directory instead of beginning one; --steps, --hours or --until may extend it."""
+    hours: Annotated[float | None, _optional("FLOAT")] = None
+    """End after so many hours, robot parked and relaxed, however many steps that are (unless --steps says)."""
+    until: Annotated[str | None, _optional("HH:MM")] = None
+    """End at this time of the day, as --hours does; a time that has passed is tomorrow's."""
+    sync: bool = False
+    """Let actor and learner take turns in one process, deterministic by seed; nobody supervises it then."""
+    real_time: bool = False
+    """Let a simulated robot keep the control rate of the clock on the wall, as a real one does."""
+    update_ratio: Annotated[float | None, _optional("FLOAT")] = None
+    """Updates of each agent per env step (1 by default); whichever of actor and learner is ahead waits."""
+    quota: Annotated[float | None, _optional("GIB")] = None
+    """GiB that the run directory may take; all that is free by default."""
     check: bool = False
     """Only print the pre-flight check."""
     preset: str = "default"
@@ -131,6 +144,59 @@ class FilmCommand:
 
 
 @dataclass(frozen=True)
+class StatusCommand:
+    """Show how a run is doing: phase, steps, rates, success as judged, reward health, last events, what is left."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory; a run that has ended has a status too."""
+    watch: bool = False
+    """Show it anew every second until Ctrl-C."""
+    json: bool = False
+    """Print it as JSON instead."""
+
+
+@dataclass(frozen=True)
+class CheckCommand:
+    """Verify a run directory file by file, and mend what can be mended.
+
+    Exit code 0: all is well, or was mended; 2: something is wrong that nothing here can mend.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory that no process uses."""
+    dry_run: bool = False
+    """Only say what is wrong; change nothing."""
+
+
+@dataclass(frozen=True)
+class PauseCommand:
+    """Pause a run: the fingers move home, the robot relaxes and waits for `r3l resume`."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class ResumeCommand:
+    """Let a run that was paused or relaxed go on."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class RelaxCommand:
+    """Relax a run's robot at once, wherever it is, and let it wait for `r3l resume`."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class StopCommand:
+    """Stop a run: robot relaxed at once, a checkpoint written; `r3l train --resume` goes on from it."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
 class ConfigCommand:
     """Print every config key with its value, as JSON that --config takes."""
 
@@ -156,6 +222,12 @@ Command = (
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[FilmCommand, tyro.conf.subcommand("film")]
+    | Annotated[StatusCommand, tyro.conf.subcommand("status")]
+    | Annotated[PauseCommand, tyro.conf.subcommand("pause")]
+    | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
+    | Annotated[RelaxCommand, tyro.conf.subcommand("relax")]
+    | Annotated[StopCommand, tyro.conf.subcommand("stop")]
+    | Annotated[CheckCommand, tyro.conf.subcommand("check")]
     | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]

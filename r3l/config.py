@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from r3l.checks import ChecksConfig
 from r3l.classifier import ClassifierConfig
+from r3l.errors import UserError as UserError
 from r3l.novelty import NoveltyConfig
+from r3l.numerics import NumericsConfig
+from r3l.persistence import PersistenceConfig
 from r3l.sac import SACConfig
 from r3l.vae import VAEConfig
 
 T = TypeVar("T")
-
-
-class UserError(Exception):
-    """Bad input: the message is the one line a user reads (what, expected, next step); exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,33 @@ class HealthConfig:
 
 
 @dataclass(frozen=True)
+class SupervisionConfig:
+    """How the processes of a run are kept going."""
+
+    actor_limit_s: float = 10.0
+    """The actor hangs when it made no progress for so long."""
+    learner_limit_s: float = 120.0
+    """The learner hangs when it made no progress for so long."""
+    start_limit_s: float = 120.0
+    """Either process may take so long to begin."""
+    backoff_s: float = 0.5
+    """Pause before a process is restarted, doubled with each restart of the last hour."""
+    max_backoff_s: float = 60.0
+    max_restarts: int = 20
+    """Restarts of a process within an hour, after which the run ends in a safe state."""
+    learner_away_s: float = 300.0
+    """The actor acts with its last weights for so long while the learner makes no progress; then it relaxes."""
+    lead_steps: int = 32
+    """Env steps that the actor may be ahead of the learner's updates."""
+    publish_every_s: float = 1.0
+    """Seconds between two publications of the weights that act."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between two checkpoints, besides checkpoint_every."""
+    stop_limit_s: float = 10.0
+    """Seconds that a stop may take; then processes are killed."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run, saved as config.json before its first action."""
 
@@ -63,6 +90,12 @@ class Config:
     seed: int = 0
     steps: int = 30_000
     """Env steps of the run, exploration included, homing not."""
+    sync: bool = False
+    """Actor and learner take turns in one process, deterministic by seed, instead of running side by side."""
+    real_time: bool = False
+    """A simulated robot keeps the control rate of the clock on the wall; a real one always does."""
+    quota_gib: float = 0.0
+    """GiB that the run directory may take; the robot pauses where more would be needed. 0: all that is free."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     state: Literal["latent", "pixels", "diagnostic-true-state"] = "latent"
     """What the policies see: the VAE's latent, pixels with convolutions of their own, or (ground truth!) the state."""
@@ -91,6 +124,10 @@ class Config:
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
+    numerics: NumericsConfig = field(default_factory=NumericsConfig)
+    persistence: PersistenceConfig = field(default_factory=PersistenceConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
 
     def __post_init__(self) -> None:
         """Raise UserError for the first value out of its range."""
@@ -178,6 +215,32 @@ RANGES: dict[str, tuple[float, float]] = {
     "health.min_score": (0, 1),
     "health.max_elsewhere": (0, 1),
     "health.grace_steps": (0, MANY),
+    "quota_gib": (0, 1e6),
+    "numerics.check_every": (0, MANY),
+    "numerics.max_value": (0, 1e30),
+    "numerics.min_novelty": (0, 1),
+    "numerics.min_spread": (0, 1),
+    "numerics.max_rollbacks_per_hour": (0, 1000),
+    "persistence.after_steps": (0, MANY),
+    "persistence.step_every": (1, MANY),
+    "supervision.actor_limit_s": (0.5, 1e6),
+    "supervision.learner_limit_s": (0.5, 1e6),
+    "supervision.start_limit_s": (1, 1e6),
+    "supervision.backoff_s": (0, 3600),
+    "supervision.max_backoff_s": (0, 86400),
+    "supervision.max_restarts": (0, MANY),
+    "supervision.learner_away_s": (0.5, 1e6),
+    "supervision.lead_steps": (1, MANY),
+    "supervision.publish_every_s": (0.01, 3600),
+    "supervision.checkpoint_every_s": (1, 1e6),
+    "supervision.stop_limit_s": (1, 3600),
+    "checks.dark.threshold": (0, 255),
+    "checks.saturated.threshold": (0, 1),
+    "checks.frozen.threshold": (2, MANY),
+    "checks.late.threshold": (1, 1e6),
+    "checks.joint_impossible.threshold": (0, 1e6),
+    "checks.joint_frozen.threshold": (2, MANY),
+    "checks.moved.threshold": (0, 1),
 }
 """Smallest and largest value of every number; what lies outside cannot work. NaN lies outside everything."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -45,6 +46,8 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         self._applied = np.zeros(size, np.float32)
         self._last: Observation | None = None
         self._connected = False
+        self.on_command: Callable[[], None] = lambda: None
+        """Called right after a command was sent: what is not urgent is done in what is left of the control period."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -61,6 +64,7 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         requested = np.asarray(action, np.float32)
         applied_rad = self.robot.command((self._centre + np.clip(requested, -1, 1) * self._half).astype(np.float32))
         self._applied = np.clip(self.normalise(applied_rad), -1, 1)
+        self.on_command()
         observation = self.robot.observe()
         return self._observed(observation), 0.0, False, False, self._info(observation, requested)
 
@@ -72,6 +76,11 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         """Relax and release the robot."""
         self.robot.close()
         self._connected = False
+
+    @property
+    def newest(self) -> Observation | None:
+        """What the robot returned last."""
+        return self._last
 
     def newest_diagnostic(self) -> FloatArray:
         """Return the newest ground truth [D]: empty but on a diagnostic robot."""

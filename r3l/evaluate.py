@@ -139,7 +139,7 @@ class Evaluator:
 
     def __init__(self, task: Task, robot: SimulatedRobot) -> None:
         rig = task.rig
-        self._task, self._robot = task, robot
+        self.task, self.spec, self._robot = task, robot.spec, robot
         self._env = RobotEnv(SafeRobot(robot, rig.limits, rig.max_step_rad))
         self._env.reset()
 
@@ -149,7 +149,7 @@ class Evaluator:
         """Run `count` episodes; the same seed gives the same starts and finger poses."""
         rng = np.random.default_rng((seed, POSE_SEED))
         episodes = []
-        for start in self._task.start_states(count, seed):
+        for start in self.task.start_states(count, seed):
             self._robot.place(start, rng)
             self._env.robot.forget()
             episodes.append(self._episode(behaviour, start))
@@ -165,14 +165,14 @@ class Evaluator:
         behaviour.begin()
         frames, errors = [observed["image"]], []
         joints = len(info["applied"])
-        for _ in range(self._task.episode_steps):
+        for _ in range(self.task.episode_steps):
             proprioception = observed["proprioception"][:joints]
             behaviour.see(observed["image"], proprioception, info["applied"], info["diagnostic"])
             observed, _, _, _, info = self._env.step(behaviour.choose())
             frames.append(observed["image"])
             truth = self._robot.truth()
             errors.append(truth["error"])
-        return Episode(start.tolist(), errors, np.stack(frames), self._task.success_error, truth)
+        return Episode(start.tolist(), errors, np.stack(frames), self.task.success_error, truth)
 
 
 def summarise(

@@ -6,8 +6,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from r3l.config import UserError, from_dict
-from r3l.images import fit, open_image, quoted, rgb
+from r3l.files import is_inside, read, read_json, remove
+from r3l.images import MOST_BYTES, fit, open_image, quoted, rgb
 from r3l.robot import CameraSpec, SimulatedRobot
 from r3l.robot import Image as Frame
 from r3l.safety import SafeRobot
@@ -29,6 +30,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 PLAY_STEPS, PLAY_TRIES = 3, 8
 THUMBNAIL_SIDE, NEAR_LEVELS, FLAT_LEVELS = 16, 1.0, 3.0
 """Images are near-duplicates below NEAR_LEVELS grey levels of mean difference, and flat below FLAT_LEVELS of spread."""
+
+MOST_IMAGES = 100_000
 
 Images = NDArray[np.uint8]
 
@@ -131,18 +134,44 @@ def save_goals(folder: Path, train: Images, held_out: Images, *, task: str, robo
     Raises:
         UserError: the folder exists (it is never overwritten) or cannot be written.
     """
-    if os.path.lexists(folder):
-        raise UserError(f"{quoted(folder)} exists and is never overwritten; choose another folder or move it away")
     height, width = train.shape[1:3]
     meta = GoalsMeta(FORMAT_VERSION, task, robot, (height, width), len(train), len(held_out), source)
+    images = zip(_names(meta), (*train, *held_out), strict=True)
+    _write_folder(folder, meta, ((name, _png(image)) for name, image in images))
+
+
+def copy_goals(source: Path, folder: Path) -> None:
+    """Copy a folder of our own format, byte for byte and nothing but its goal images; raises what the others do."""
+    meta = _read_meta(source)
+    _write_folder(folder, meta, ((name, _read_image(source, name)) for name in _names(meta)))
+
+
+def _names(meta: GoalsMeta) -> Iterator[str]:
+    """Yield where the images are, below the folder."""
+    for part, count in ((TRAIN, meta.train), (HELD_OUT, meta.held_out)):
+        yield from (f"{part}/{index:04d}.png" for index in range(count))
+
+
+def _read_image(folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        if not is_inside(folder, path):
+            raise ValueError("it is a link out of its folder")
+        return read(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"goal image {quoted(path)} cannot be read ({error}); restore it from a copy") from error
+
+
+def _write_folder(folder: Path, meta: GoalsMeta, images: Iterable[tuple[str, bytes]]) -> None:
+    if os.path.lexists(folder):
+        raise UserError(f"{quoted(folder)} exists and is never overwritten; choose another folder or move it away")
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for name, images in ((TRAIN, train), (HELD_OUT, held_out)):
-            (part / name).mkdir()
-            for index, image in enumerate(images):
-                _write(part / name / f"{index:04d}.png", _png(image))
+        remove(part)
+        for place in (TRAIN, HELD_OUT):
+            (part / place).mkdir(parents=True)
+        for name, content in images:
+            _write(part / name, content)
         _write(part / META, json.dumps(asdict(meta), indent=2).encode())
         part.rename(folder)
     except OSError as error:
@@ -171,6 +200,14 @@ def load_goals(folder: Path, camera: CameraSpec, minimum: int) -> Goals:
     _require(meta.train + meta.held_out, minimum, folder)
     train = _load_part(folder, TRAIN, meta.train, expected)
     return Goals(train, _load_part(folder, HELD_OUT, meta.held_out, expected), meta)
+
+
+def joined(first: Goals, second: Goals) -> Goals:
+    """Return the images of both, those held out of either still held out."""
+    train = np.concatenate([first.train, second.train])
+    held_out = np.concatenate([first.held_out, second.held_out])
+    meta = replace(first.meta, train=len(train), held_out=len(held_out))
+    return Goals(train, held_out, meta)
 
 
 def variety_warnings(images: Images) -> list[str]:
@@ -251,8 +288,12 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _read_meta(folder: Path) -> GoalsMeta:
+    """Return what goals.json says, held against the sizes there can be."""
+    path = folder / META
     try:
-        values: Any = json.loads((folder / META).read_text())
+        if not is_inside(folder, path):
+            raise ValueError("it is a link out of its folder")
+        values: Any = read_json(path)
         version = values["version"]
     except OSError as error:
         raise UserError(
@@ -260,24 +301,27 @@ def _read_meta(folder: Path) -> GoalsMeta:
             "images first"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{META} in {quoted(folder)} is damaged; restore it, or import its images") from error
+        raise UserError(f"{META} in {quoted(folder)} is damaged ({error}); restore it, or import its images") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"goal images in {quoted(folder)} have format {version!r}, expected {FORMAT_VERSION}; "
+            f"goal images in {quoted(folder)} have format {version!r:.40}, expected {FORMAT_VERSION}; "
             "use the r3l they are from"
         )
-    return from_dict(GoalsMeta, values, f"{META}.")
+    meta = from_dict(GoalsMeta, values, f"{META}.")
+    if len(meta.image) != 2 or not all(0 <= count <= MOST_IMAGES for count in (meta.train, meta.held_out)):
+        raise UserError(
+            f"{META} in {quoted(folder)} is damaged; expected height and width, and up to {MOST_IMAGES} images: "
+            "restore it, or import its images"
+        )
+    return meta
 
 
 def _load_part(folder: Path, part: str, count: int, image_shape: tuple[int, int]) -> Images:
+    paths = [folder / part / f"{index:04d}.png" for index in range(count)]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing:
+        raise UserError(f"goal image {quoted(missing)} is not a file, {META} counts it; restore it from a copy")
     images = np.zeros((count, *image_shape, 3), np.uint8)
-    for index in range(count):
-        path = folder / part / f"{index:04d}.png"
-        image = open_image(path, folder)
-        if (image.height, image.width) != image_shape:
-            raise UserError(
-                f"goal image {quoted(path)} is {image.width}x{image.height} px, expected {_size(image_shape)}; "
-                "restore it from a copy or take the goal images again"
-            )
-        images[index] = np.asarray(rgb(image))
+    for image, path in zip(images, paths, strict=True):
+        image[:] = np.asarray(rgb(open_image(path, folder, image_shape)))
     return images

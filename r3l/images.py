@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from r3l.config import UserError
+from r3l.files import is_inside
 from r3l.robot import Image as Frame
 
 FORMATS = ("PNG", "JPEG", "BMP")
@@ -18,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "BMP")
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
 SMALLEST_SIDE, MOST_PIXELS = 16, 64_000_000
+MOST_BYTES = 4 * MOST_PIXELS
 
 
 def quoted(path: Path) -> str:
@@ -25,12 +27,14 @@ def quoted(path: Path) -> str:
     return repr(str(path))
 
 
-def open_image(path: Path, folder: Path) -> Image.Image:
-    """Return a whole, decoded image of a sensible size; UserError names what is wrong with it."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+def open_image(path: Path, folder: Path, shape: tuple[int, int] | None = None) -> Image.Image:
+    """Return a whole, decoded image of a sensible size, or of `shape` (H, W); UserError names what is wrong with it."""
+    if not is_inside(folder, path):
         raise UserError(f"goal image {quoted(path)} is a link out of its folder; expected a file: copy the image there")
     if not path.is_file():
         raise UserError(f"goal image {quoted(path)} is not a file; expected a PNG, JPEG or BMP image: remove it")
+    if path.stat().st_size > MOST_BYTES:
+        raise _too_large(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -38,8 +42,11 @@ def open_image(path: Path, folder: Path) -> Image.Image:
             image = Image.open(path, formats=FORMATS)
             with image:
                 _require_size(path, image.size)
+                _require_shape(path, image, shape)
                 image.load()
-                return ImageOps.exif_transpose(image)
+                upright = ImageOps.exif_transpose(image)
+                _require_shape(path, upright, shape)
+                return upright
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path) from error
     except UNREADABLE as error:
@@ -57,6 +64,15 @@ def _require_size(path: Path, size: tuple[int, int]) -> None:
         raise UserError(
             f"goal image {quoted(path)} is {width}x{height} px, expected at least {SMALLEST_SIDE} px a side; "
             "replace or remove it"
+        )
+
+
+def _require_shape(path: Path, image: Image.Image, shape: tuple[int, int] | None) -> None:
+    """Raise UserError where an image is not of `shape` (H, W)."""
+    if shape and (image.height, image.width) != shape:
+        raise UserError(
+            f"goal image {quoted(path)} is {image.width}x{image.height} px, expected {shape[1]}x{shape[0]} px; "
+            "restore it from a copy or take the goal images again"
         )
 
 

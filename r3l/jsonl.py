@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r3l.config import UserError
+from r3l.files import GIB, MIB, open_sized
+
+MOST_BYTES, MOST_LINE_BYTES = GIB // 4, MIB
+
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record on a line of its own, also after a line that a crash cut off."""
@@ -20,11 +25,23 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; a line cut off by a crash is left out, no file is no record."""
+    """Return the records of a JSON-lines file; a line that holds none, cut off by a crash, is left out.
+
+    No file is no record. UserError where it is larger than any run's.
+    """
+    try:
+        file = open_sized(path, MOST_BYTES)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}; move it away") from error
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    with file:
+        while line := file.readline(MOST_LINE_BYTES):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                records.append(record)
     return records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from r3l.checkpoint import CheckpointError, save_tensors
+from r3l.checkpoint import CheckpointError, load_tensors, require_finite, save_tensors
 from r3l.config import UserError, from_dict
 from r3l.networks import channels_first
 from r3l.vae import downsample
@@ -140,23 +139,34 @@ class Judge:
     def load(cls, path: Path) -> Judge:
         """Read what `save` wrote; CheckpointError when it cannot be used."""
         try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {})["meta"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, texts = load_tensors(path)
+            meta = json.loads(texts["meta"])
             if meta["version"] != FORMAT_VERSION:
-                raise CheckpointError(f"judge {path} has format {meta['version']}, expected {FORMAT_VERSION}")
+                raise CheckpointError(f"judge {path} has format {meta['version']!r:.20}, expected {FORMAT_VERSION}")
             config = from_dict(JudgeConfig, meta["config"])
-            body = _network(config, seed=0)
-            body.load_state_dict(tensors)
-            return cls(body.eval(), from_dict(Calibration, meta["calibration"]), config, meta["quality"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
+            calibration = from_dict(Calibration, meta["calibration"])
+            quality = {str(name): float(value) for name, value in meta["quality"].items()}
+            if not np.isfinite(list(asdict(calibration).values())).all() or config.frames < 1:
+                raise ValueError("its calibration makes no sense")
+            with torch.device("meta"):  # what its settings ask for takes no memory before it is known to be there
+                body = _network(config, seed=0)
+            body.load_state_dict(tensors, assign=True)
+            require_finite(tensors)
+            return cls(body.eval(), calibration, config, quality)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, UserError) as error:
             if isinstance(error, CheckpointError):
                 raise
             reason = str(error).split("\n")[0]
             raise CheckpointError(f"judge {path} cannot be read ({reason}); restore it, or start a new run") from error
 
 
-def fit(goals: Examples, exploration: Examples, generator: torch.Generator, config: JudgeConfig | None = None) -> Judge:
+def fit(
+    goals: Examples,
+    exploration: Examples,
+    generator: torch.Generator,
+    config: JudgeConfig | None = None,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Judge:
     """Fit a judge; the same images and generator state give the same judge, and torch's global RNG stays as it is.
 
     Exploration is unlabelled rather than negative: the robot solves the task by chance now and then. Networks trained
@@ -166,8 +176,8 @@ def fit(goals: Examples, exploration: Examples, generator: torch.Generator, conf
     side = config.image_size
     positives, negatives = downsample(goals.train, side), downsample(exploration.train, side)
     goals_left, exploration_left = downsample(goals.held_out, side), downsample(exploration.held_out, side)
-    bodies, scores, level = _screen(positives, negatives, config, generator)
-    body = _train(positives, negatives[torch.from_numpy(scores <= level)], config, generator)
+    bodies, scores, level = _screen(positives, negatives, config, generator, on_progress)
+    body = _train(positives, negatives[torch.from_numpy(scores <= level)], config, generator, on_progress)
     kept = np.mean([_logits(each, exploration_left) for each in bodies], axis=0) <= level
     if kept.mean() < 0.5:
         kept[:] = True
@@ -184,7 +194,13 @@ def fit(goals: Examples, exploration: Examples, generator: torch.Generator, conf
     return Judge(body, calibration, config, quality)
 
 
-def fit_after_exploration(train: NDArray[np.uint8], held_out: NDArray[np.uint8], seen: Tensor, seed: int) -> Judge:
+def fit_after_exploration(
+    train: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    seen: Tensor,
+    seed: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Judge:
     """Fit a run's judge, the last fifth of what was seen held out.
 
     Args:
@@ -192,14 +208,19 @@ def fit_after_exploration(train: NDArray[np.uint8], held_out: NDArray[np.uint8],
         held_out: goal images for the calibration, uint8 [N, H, W, 3].
         seen: what exploration saw, in its order, uint8 [M, 3, H, W].
         seed: of the run.
+        on_progress: called after each update; what it raises ends the fit.
     """
     goals = Examples(channels_first(train), channels_first(held_out))
     exploration = Examples(*torch.tensor_split(seen, [len(seen) * 4 // 5]))
-    return fit(goals, exploration, torch.Generator().manual_seed(seed))
+    return fit(goals, exploration, torch.Generator().manual_seed(seed), on_progress=on_progress)
 
 
 def _screen(
-    positives: Tensor, negatives: Tensor, config: JudgeConfig, generator: torch.Generator
+    positives: Tensor,
+    negatives: Tensor,
+    config: JudgeConfig,
+    generator: torch.Generator,
+    on_progress: Callable[[], None],
 ) -> tuple[list[nn.Module], Logits, float]:
     """Return two networks, each trained on half, the negatives' logits from the other half's, and the level to keep.
 
@@ -210,7 +231,7 @@ def _screen(
     bodies: list[nn.Module] = []
     goal_scores, scores = np.zeros(len(positives)), np.zeros(len(negatives))
     for half in (0, 1):
-        body = _train(positives[fold_of_goal == half], negatives[fold == half], config, generator)
+        body = _train(positives[fold_of_goal == half], negatives[fold == half], config, generator, on_progress)
         goal_scores[(fold_of_goal != half).numpy()] = _logits(body, positives[fold_of_goal != half])
         scores[(fold != half).numpy()] = _logits(body, negatives[fold != half])
         bodies.append(body)
@@ -219,7 +240,7 @@ def _screen(
 
 def _network(config: JudgeConfig, seed: int) -> nn.Sequential:
     side = config.image_size // 8
-    if side * 8 != config.image_size:
+    if side < 1 or side * 8 != config.image_size:
         raise ValueError(f"judge image_size is {config.image_size}, expected a multiple of 8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -237,7 +258,13 @@ def _network(config: JudgeConfig, seed: int) -> nn.Sequential:
         )
 
 
-def _train(positives: Tensor, negatives: Tensor, config: JudgeConfig, generator: torch.Generator) -> nn.Module:
+def _train(
+    positives: Tensor,
+    negatives: Tensor,
+    config: JudgeConfig,
+    generator: torch.Generator,
+    on_progress: Callable[[], None],
+) -> nn.Module:
     """Train a network on images [G, 3, side, side] against [N, 3, side, side], float32 in [0, 1].
 
     Images and labels are mixed, so that what lies between a goal and the rest scores in between, not by chance.
@@ -261,6 +288,7 @@ def _train(positives: Tensor, negatives: Tensor, config: JudgeConfig, generator:
         loss.backward()
         optimiser.step()
         schedule.step()
+        on_progress()
     return body.eval()
 
 

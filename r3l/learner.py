@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from r3l.checkpoint import Tensors, load_optimiser, optimiser_tensors, under_prefix, with_prefix
+from r3l.checkpoint import (
+    CheckpointError,
+    Tensors,
+    load_optimiser,
+    one_line,
+    optimiser_tensors,
+    under_prefix,
+    with_prefix,
+)
 from r3l.classifier import Classifier
 from r3l.config import Config
-from r3l.experience import PHASES, ExperienceStore
+from r3l.experience import PHASES, ExperienceStore, Row
 from r3l.novelty import Novelty
 from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies
+from r3l.process import populate
 from r3l.replay import Replay, Sampled
 from r3l.robot import RobotSpec
 from r3l.sac import SAC, Batch
@@ -25,7 +36,11 @@ from r3l.vae import VAE
 
 Metrics = dict[str, float]
 AGENTS = ("task", "perturbation")
-COUNTERS = ("sequence", "steps", "updates", "is_pretrained")
+COUNTERS = ("sequence", "steps", "updates", "pretraining", "is_pretrained")
+AT_ONCE, FEW = 256, 8
+"""Rows that are encoded together, and how many are still encoded one by one."""
+MEMORY_ROWS = 2048
+"""Rows whose memory is asked for at once, ahead of them."""
 
 
 class Learner:
@@ -43,12 +58,14 @@ class Learner:
         *,
         device: torch.device,
         true_reward: Callable[[Tensor], Tensor] | None = None,
+        overlaps: bool = True,
     ) -> None:
         """Build the models.
 
         Args:
             goals: uint8 [G, 3, H, W], the training goal images.
             true_reward: maps ground truth [B, D] to [B]; diagnostic runs alone have one.
+            overlaps: whether the agents' updates run at once, on two threads; the weights are the same, bit for bit.
         """
         self.config, self.device, self.goals = config, device, goals.to(device)
         self._true_reward = true_reward
@@ -86,14 +103,23 @@ class Learner:
         )
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
-        # The agents share only what they read, so their updates may overlap: a third less time on two cores.
-        self._threads = ThreadPoolExecutor(len(AGENTS), "agent", torch.set_num_threads, (torch.get_num_threads(),))
+        self._threads: ThreadPoolExecutor | None = None
+        if overlaps:  # the agents share only what they read: a third less time on two cores that are free
+            threads = torch.get_num_threads()
+            self._threads = ThreadPoolExecutor(len(AGENTS), "agent", torch.set_num_threads, (threads,))
         self.sequence = 0
         """The last row of the store that was followed."""
         self.steps = 0
         """Env steps among the rows followed."""
         self.updates = 0
+        self.pretraining = 0
+        """Updates made before the agents' first."""
         self.is_pretrained = False
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called now and then by what takes long, but `pretrain`; what it raises breaks that off."""
+        self._is_encoded = True
+        """Whether every cached latent is the acting encoder's."""
+        self._at_once = min(AT_ONCE, config.replay_capacity)
         self._goal_latents = self._encode(self.goals)
 
     @property
@@ -130,12 +156,16 @@ class Learner:
 
     def follow(self, store: ExperienceStore, limit: int = -1) -> None:
         """Take in rows that the store gained since the last call, at most `limit`."""
-        for row in store.rows(self.sequence, limit):
-            image = torch.from_numpy(row.image.copy()).permute(2, 0, 1)[None].to(self.device)
-            diagnostic = torch.from_numpy(row.diagnostic.copy())[None].to(self.device)
-            self.replay.add(row, self.encoder.encode(image, diagnostic)[0])
-            self.sequence = row.sequence
-            self.steps += row.step > 0
+        for rows in batched(store.rows(self.sequence, limit), self._at_once):
+            self.on_progress()
+            images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).to(self.device)
+            diagnostic = torch.from_numpy(np.stack([row.diagnostic for row in rows])).to(self.device)
+            # Few rows are encoded one by one, as they come in sync mode: a batch would differ in the last bit.
+            size = AT_ONCE if len(rows) > FEW else 1
+            parts = zip(images.split(size), diagnostic.split(size), strict=True)
+            self.replay.add(rows, torch.cat([self.encoder.encode(*part) for part in parts]))
+            self.sequence = rows[-1].sequence
+            self.steps += sum(row.step > 0 for row in rows)
 
     def owed(self) -> int:
         """Return how many updates are missing at the configured ratio; none before pretraining."""
@@ -145,18 +175,23 @@ class Learner:
         return int(learnable * self.config.update_ratio) - self.updates
 
     def pretrain(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Metrics:
-        """Fit encoder and classifier on what exploration saw; the agents start after it."""
+        """Fit encoder and classifier on what exploration saw; the agents start after it.
+
+        `on_progress(done, total)` is called after each update, when a checkpoint may be written; it may also raise.
+        """
         metrics: dict[str, Tensor] = {}
         vae_updates = self.config.vae.pretrain_updates if self.vae is not None else 0
         classifier_updates = self.config.classifier.pretrain_updates if self.config.reward == "classifier" else 0
         total = vae_updates + classifier_updates
-        for done in range(vae_updates):
-            metrics |= self._update_vae(tether=0.0)
-            on_progress(done, total)
-        self._refresh_encoder()
-        for done in range(classifier_updates):
-            metrics |= self._update_classifier()
-            on_progress(vae_updates + done, total)
+        while self.pretraining <= total:
+            if self.pretraining == vae_updates:
+                self._refresh_encoder()
+            if self.pretraining == total:
+                break
+            is_vae = self.pretraining < vae_updates
+            metrics |= self._update_vae(tether=0.0) if is_vae else self._update_classifier()
+            self.pretraining += 1
+            on_progress(self.pretraining, total)
         self.is_pretrained = True
         return {name: float(value) for name, value in metrics.items()}
 
@@ -171,34 +206,69 @@ class Learner:
         for name, optimiser in self.optimisers().items():
             tensors |= with_prefix(f"optimiser.{name}", optimiser_tensors(optimiser))
         tensors["generator"] = self.generator.get_state()
-        tensors["latents"] = self.replay.latents[: len(self.replay)]
+        tensors["latents"] = self.replay.latents[: len(self.replay) if self._is_encoded else 0]
         tensors["goal_latents"] = self._goal_latents
         counters = {name: getattr(self, name) for name in COUNTERS}
         return tensors, counters | {"rng": self.rng.bit_generator.state}
 
     def restore(self, tensors: Tensors, meta: dict[str, Any], store: ExperienceStore) -> None:
-        """Go on from `state`, with the replay rebuilt from the store; later rows are left to `follow`."""
+        """Go on from `state`, with the replay rebuilt from the store; later rows are left to `follow`.
+
+        A store that lost rows since then is taken in anew, as far as `state` had got.
+
+        Raises:
+            CheckpointError: `state` was another learner's: tensors are missing, or of other shapes.
+        """
+        try:
+            self._load(tensors, meta)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint is not of this run ({one_line(error)}); see r3l check") from error
+        latents, kept = tensors["latents"].to(self.device), store.count(self.sequence)
+        if kept == self.sequence and len(latents) == min(kept, self.replay.capacity):
+            self._rebuild(store, latents)
+        else:
+            self.sequence = self.steps = self.replay.added = 0
+            self.follow(store, kept)
+
+    def _load(self, tensors: Tensors, meta: dict[str, Any]) -> None:
         for name, module in self.modules().items():
             module.load_state_dict(under_prefix(name, tensors))
         for name, optimiser in self.optimisers().items():
             load_optimiser(optimiser, under_prefix(f"optimiser.{name}", tensors))
         self.generator.set_state(tensors["generator"])
         self._goal_latents = tensors["goal_latents"].to(self.device)
+        if len(self._goal_latents) != len(self.goals):  # there are more goal images by now
+            self._goal_latents = self._encode(self.goals)
         self.rng.bit_generator.state = meta["rng"]
         for name in COUNTERS:
-            setattr(self, name, meta[name])
-        latents = tensors["latents"].to(self.device)
-        self.replay.added = max(self.sequence - self.replay.capacity, 0)
-        for row in store.rows(self.replay.added, self.sequence - self.replay.added):
-            self.replay.add(row, latents[self.replay.added % self.replay.capacity])
+            setattr(self, name, type(getattr(self, name))(meta.get(name, 0)))
+        if tensors["latents"].shape[1:] != self.replay.latents.shape[1:]:
+            raise ValueError(f"latents are {list(tensors['latents'].shape)}")
 
-    def weights(self) -> Tensors:
-        """Return what acting needs, for publishing: encoder and averaged actors, which are steadier than the live."""
+    def _rebuild(self, store: ExperienceStore, latents: Tensor) -> None:
+        """Fill the replay with the rows up to `sequence`, and with the latents that it had: [N, Z]."""
+        replay = self.replay
+        replay.added = max(self.sequence - replay.capacity, 0)
+        rows = store.rows(replay.added, self.sequence - replay.added)
+        memory = ThreadPoolExecutor(1, "memory")
+        try:
+            for images in replay.images[: self.sequence].split(MEMORY_ROWS):
+                memory.submit(populate, images.numpy())
+            for part in batched(rows, self._at_once):
+                self.on_progress()
+                at = (replay.added + torch.arange(len(part), device=self.device)) % replay.capacity
+                replay.add(part, latents[at])
+        finally:
+            memory.shutdown(cancel_futures=True)
+
+    def weights(self, *, averaged: bool = True) -> Tensors:
+        """Return what acting needs, for publishing: encoder and actors, averaged ones being steadier than the live."""
         tensors: Tensors = {}
         if self.vae is not None:
             tensors |= with_prefix("vae", dict(self.vae.state_dict()))
         for name, agent in self.agents.items():
-            tensors |= with_prefix(f"{name}_actor", dict(agent.averaged_actor.state_dict()))
+            actor = agent.averaged_actor if averaged else agent.actor
+            tensors |= with_prefix(f"{name}_actor", dict(actor.state_dict()))
         return tensors
 
     def update(self) -> dict[str, Tensor]:
@@ -268,7 +338,7 @@ class Learner:
 
     def _update_agents(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        updates: list[Future[dict[str, Tensor]]] = []
+        updates: list[Callable[[], dict[str, Tensor]]] = []
         sampled: Sampled | None = None
         for name in names:
             if sampled is None or self.config.separate_replays:
@@ -283,11 +353,18 @@ class Learner:
             reward = reward.view_as(sampled.rows)
             batch = replace(common, reward=(reward * sampled.followed * powers).sum(-1))
             noise = torch.randn(2, *batch.action.shape, generator=self.generator).to(self.device)
-            updates.append(self._threads.submit(self.agents[name].update, batch, noise))
+            updates.append(self._begun(partial(self.agents[name].update, batch, noise)))
             metrics[f"{name}/reward"] = reward[:, 0].mean()
         for name, update in zip(names, updates, strict=True):
-            metrics |= {f"{name}/{key}": value for key, value in update.result().items()}
+            metrics |= {f"{name}/{key}": value for key, value in update().items()}
         return metrics
+
+    def _begun(self, update: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """Begin an agent's update; return what waits for its metrics."""
+        if self._threads is not None:
+            return self._threads.submit(update).result
+        metrics = update()
+        return lambda: metrics
 
     def _batch(self, sampled: Sampled) -> Batch:
         """Return the sampled transitions, reward still to be set. Switches of phase are bootstrapped through."""
@@ -355,13 +432,22 @@ class Learner:
 
     def reencode(self) -> None:
         """Refresh every cached latent with the acting encoder."""
-        for start in range(0, len(self.replay), 256):
-            rows = torch.arange(start, min(start + 256, len(self.replay)), device=self.device)
+        self._is_encoded = False
+        self._goal_latents = self._encode(self.goals)
+        for rows in torch.arange(len(self.replay), device=self.device).split(AT_ONCE):
+            self.on_progress()
             latents = self.encoder.encode(self.replay.pixels(rows[:, None]), self.replay.diagnostic[rows])
             self.replay.latents[rows] = latents
-        self._goal_latents = self._encode(self.goals)
+        self._is_encoded = True
 
     def _encode(self, images: Tensor) -> Tensor:
         if self.vae is None:
             return torch.zeros(len(images), 0, device=self.device)
-        return torch.cat([self.vae.encode(part) for part in torch.split(images, 256)])
+        return torch.cat([self.vae.encode(part) for part in images.split(AT_ONCE)])
+
+
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Yield rows in lists of `size`; the last one may be shorter."""
+    source = iter(rows)
+    while part := list(islice(source, size)):
+        yield part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -16,8 +17,8 @@ class MetricsWriter:
     """Averages what it is given and writes one line per `every` env steps."""
 
     def __init__(self, file: Path, tensorboard: Path, every: int) -> None:
-        self._file = file
-        self._board = SummaryWriter(str(tensorboard))
+        self._file, self._tensorboard = file, tensorboard
+        self._board: SummaryWriter | None = None
         self._every = every
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
@@ -36,11 +37,23 @@ class MetricsWriter:
             self._counts.clear()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values under a step, now."""
+        """Write values under a step, now.
+
+        Raises:
+            OSError: the disk takes nothing; what it did not take is lost, and the next call begins anew.
+        """
         append_jsonl(self._file, {"step": step} | dict(values))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is None:
+            self._board = SummaryWriter(str(self._tensorboard))
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError:
+            self._board = None  # its thread has died
+            raise
 
     def close(self) -> None:
         """Flush and close the event files."""
-        self._board.close()
+        if self._board is not None:
+            with suppress(OSError):
+                self._board.close()

@@ -96,6 +96,14 @@ class Policies:
             self._images.extend(tensors["images"].to(self._device))
             self._noise = tensors.get("noise")
 
+    def adopt(self, other: Policies, *, encoder_changed: bool) -> None:
+        """Act with another one's networks from now on, the window kept; seen anew where the encoder changed."""
+        self._encoder, self._actors = other._encoder, other._actors
+        if encoder_changed and self._rows and isinstance(self._encoder, VAE):
+            latents = self._encoder.encode(torch.stack(list(self._images)))
+            for index, latent in enumerate(latents):
+                self._rows[index] = torch.cat([latent, self._rows[index][len(latent) :]])
+
     def act(self, name: str, generator: torch.Generator | None = None) -> FloatArray:
         """Return the named actor's action [A] in [-1, 1]: sampled with a generator, the mean without.
 
@@ -119,12 +127,10 @@ class Policies:
         return fresh.to(self._device)
 
 
-def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: torch.device) -> Policies:
-    """Build what acts from a run's config and published weights.
-
-    Raises:
-        CheckpointError: the weights are not of this config, or not finite.
-    """
+def build_policies(
+    config: Config, spec: RobotSpec, device: torch.device, *, noise_correlation: float = 0.0
+) -> tuple[Policies, dict[str, nn.Module]]:
+    """Build what acts, untrained, and its networks by the prefix of their published weights."""
     actions = len(spec.joints)
     encoder: Encoder = NoEncoder() if config.state == "pixels" else DiagnosticStateEncoder()
     modules: dict[str, nn.Module] = {}
@@ -135,6 +141,18 @@ def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: tor
     features = config.window * (size + 2 * actions)
     actors = {name: build_actor(features, actions, config.sac, image) for name in ("task", "perturbation")}
     modules |= {f"{name}_actor": actor for name, actor in actors.items()}
+    for module in modules.values():
+        module.to(device)
+    return Policies(encoder, actors, config.window, device, noise_correlation=noise_correlation), modules
+
+
+def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: torch.device) -> Policies:
+    """Build what acts from a run's config and published weights.
+
+    Raises:
+        CheckpointError: the weights are not of this config, or not finite.
+    """
+    policies, modules = build_policies(config, spec, device)
     for name, module in modules.items():
         found = under_prefix(name, weights)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
@@ -143,5 +161,4 @@ def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: tor
             module.load_state_dict(found)
         except RuntimeError as error:
             raise CheckpointError(f"published weights of {name} do not fit config.json: {error}") from error
-        module.to(device)
-    return Policies(encoder, actors, config.window, device)
+    return policies

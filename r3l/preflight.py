@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from r3l.actor import HOLD_STEPS
-from r3l.config import Config, UserError
+from r3l.body import keeps_real_time, leaves_a_core
+from r3l.config import MANY, Config, UserError
 from r3l.env import RobotEnv
 from r3l.experience import PHASES, Row
 from r3l.goals import Goals
@@ -29,16 +30,13 @@ from r3l.networks import channels_first
 from r3l.registry import load_robot
 from r3l.robot import Robot, SimulatedRobot
 from r3l.safety import SafeRobot
+from r3l.storage import GIB, RESERVE_BYTES, Forecast, folder_bytes, forecast, quota_bytes, room_left
 from r3l.task import Task
 from r3l.train import pick_device
 
 PROBE_STEPS = 240
 PROBE_UPDATES, PROBE_S = 20, 4.0
 CLEAR_AUC, USELESS_AUC = 0.9, 0.6
-BASE_MEMORY = 1 << 30
-"""Bytes of a process with torch, its models and the simulator, measured at 0.8 GiB and rounded up."""
-ROW_OVERHEAD = 600
-"""Bytes per stored step beside the image, the truth recorder's row included."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,17 @@ class Preflight:
     problems: tuple[str, ...]
 
 
-def check(config: Config, task: Task, goals: Goals, folder: Path) -> Preflight:
-    """Probe goals, rate, memory and disk for a run of `config` that will live in `folder`."""
+def check(config: Config, task: Task, goals: Goals, folder: Path, *, hours: float | None = None) -> Preflight:
+    """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`."""
     lines: list[str] = []
     problems: list[str] = []
     robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
     lines.append(f"goals: {len(goals.train)} for training, {len(goals.held_out)} held out")
-    step_s = 1 / task.rig.control_hz
+    control_hz = task.rig.control_hz
+    step_s, keeps_time = 1 / control_hz, keeps_real_time(config, robot)
     if isinstance(robot, SimulatedRobot):
         frames, step_s = _probe(robot, task)
+        step_s = max(step_s, 1 / control_hz) if keeps_time else step_s
         auc = separability(goals.train, frames)
         lines.append(f"goals against {len(frames)} random frames: ROC-AUC {auc:.2f} for a quick classifier")
         if auc < USELESS_AUC:
@@ -67,15 +67,12 @@ def check(config: Config, task: Task, goals: Goals, folder: Path) -> Preflight:
             )
         elif auc < CLEAR_AUC:
             lines.append(f"warning: below {CLEAR_AUC}; learning will be slow: take more, and more varied, goal images")
-    lines += _time_lines(config, step_s, _update_s(config, task, robot, goals))
-    for name, needed, free in (
-        ("memory", _memory(config, task), available_memory()),
-        ("disk", _disk(config, task), shutil.disk_usage(_existing(folder)).free),
-    ):
-        lines.append(f"{name}: {_gib(needed)} needed, {_gib(free)} free")
-        if needed > free:
-            hint = "lower replay_capacity" if name == "memory" else "free some space or take fewer --steps"
-            problems.append(f"{name} is too small: {_gib(needed)} needed, {_gib(free)} free; {hint}")
+    learning_s = _learning_s(config, step_s, _update_s(config, task, robot, goals))
+    lines += _time_lines(config, step_s, learning_s, hours)
+    found = forecast(config, task, steps_per_s=control_hz if keeps_time else 1 / learning_s)
+    for line, problem in (_memory(found), *_room(config, found, folder, hours)):
+        lines.append(line)
+        problems += [problem] if problem else []
     return Preflight(tuple(lines), tuple(problems))
 
 
@@ -125,12 +122,15 @@ def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
         images,
         device=pick_device(config.device),
         true_reward=task.true_reward if config.reads_truth else None,
+        overlaps=leaves_a_core(config, robot),
     )
     replay = learner.replay
     joints, diagnostic = np.zeros(len(robot.spec.joints), np.float32), np.zeros(len(robot.spec.diagnostic), np.float32)
-    for step, image in enumerate(goals.train):
-        row = Row(0, step, step % len(PHASES), image, joints, joints, joints, diagnostic, 0.0)
-        replay.add(row, torch.zeros(replay.latents.shape[1]))
+    rows = [
+        Row(0, step, step % len(PHASES), image, joints, joints, joints, diagnostic, 0.0)
+        for step, image in enumerate(goals.train)
+    ]
+    replay.add(rows, torch.zeros(len(rows), replay.latents.shape[1]))
     learner.update()
     began = time.monotonic()
     done, spent_s = 0, 0.0
@@ -140,31 +140,63 @@ def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
     return spent_s / done
 
 
-def _time_lines(config: Config, step_s: float, update_s: float) -> list[str]:
+def _learning_s(config: Config, step_s: float, update_s: float) -> float:
+    """Return the seconds of an env step once there is something to learn: in a sync run both take turns."""
+    updates_s = config.update_ratio * update_s
+    return step_s + updates_s if config.sync else max(step_s, updates_s)
+
+
+def _time_lines(config: Config, step_s: float, learning_s: float, hours: float | None) -> list[str]:
     """Return what to expect of rate and end."""
-    learning_s = step_s + config.update_ratio * update_s
     learned = max(config.steps - config.phases.exploration_steps, 0)
     pretrain_s = config.vae.pretrain_updates * 0.06 if config.state == "latent" else 0.0
     total_s = min(config.steps, config.phases.exploration_steps) * step_s + pretrain_s + learned * learning_s
-    end = time.strftime("%a %H:%M", time.localtime(time.time() + total_s))
     rate = f"rate: about {_short(1 / learning_s)} env steps per second"
-    return [f"{rate}; {config.steps} steps end about {end} ({total_s / 60:.0f} min)"]
+    if hours is not None and hours * 3600 < total_s:
+        return [f"{rate}; ends at {_clock(hours * 3600)} ({hours:.1f} h)"]
+    if config.steps >= MANY:
+        return [f"{rate}; ends when somebody stops it"]
+    return [f"{rate}; {config.steps} steps end about {_clock(total_s)} ({total_s / 60:.0f} min)"]
+
+
+def _clock(ahead_s: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(time.time() + ahead_s))
 
 
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
 
 
-def _memory(config: Config, task: Task) -> int:
-    camera = task.rig.camera
-    row = camera.width * camera.height * 3 + 4 * (3 * len(task.rig.joints) + config.vae.latent_size) + 16
-    return BASE_MEMORY + min(config.replay_capacity, config.steps + config.steps // 10) * row
+def _memory(found: Forecast) -> tuple[str, str]:
+    """Return what to expect of memory, and the problem if there is one."""
+    needed, free = found.memory_bytes, available_memory()
+    figures = f"{_gib(needed)} needed, {_gib(free)} free"
+    problem = f"memory is too small: {figures}; lower replay_capacity" if needed > free else ""
+    return f"memory: {figures}", problem
 
 
-def _disk(config: Config, task: Task) -> int:
-    camera = task.rig.camera
-    rows = config.steps * (camera.width * camera.height * 3 + ROW_OVERHEAD)
-    return rows + (config.keep_checkpoints + 1) * 40 * (1 << 20)
+def _room(config: Config, found: Forecast, folder: Path, hours: float | None) -> Iterator[tuple[str, str]]:
+    """Yield what to expect of the disk, and of the quota where there is one, each with the problem if there is one."""
+    taken, quota = folder_bytes(folder), quota_bytes(config)
+    spare = max(found.fixed_bytes - taken, 0) + RESERVE_BYTES
+    needed = _needed(config, found, taken, hours)
+    places = [("disk", room_left(folder), "free", "free some space")]
+    places += [("quota", max(quota - taken, 0), "left", "raise --quota")] if quota else []
+    for name, room, word, advice in places:
+        figures = f"{_gib(room)} {word}" if needed is None else f"{_gib(needed)} needed, {_gib(room)} {word}"
+        problem = f"{name} is too small: {figures}; {advice} or take fewer {'--hours' if hours else '--steps'}"
+        is_enough = needed is None or needed <= room
+        yield f"{name}: {figures}, which lasts for {_short(found.hours(room - spare))} h", "" if is_enough else problem
+
+
+def _needed(config: Config, found: Forecast, taken: int, hours: float | None) -> int | None:
+    """Return the bytes that the run will take besides what it has taken; None when only people end it."""
+    if hours is not None:
+        steps = min(config.steps, hours * 3600 * found.steps_per_s)
+        return max(found.fixed_bytes - taken, 0) + round(steps * found.step_bytes) + RESERVE_BYTES
+    if config.steps >= MANY:
+        return None
+    return max(found.disk_bytes(config.steps) - taken, 0) + RESERVE_BYTES
 
 
 def available_memory() -> int:
@@ -176,14 +208,8 @@ def available_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB"
+    return f"{count / GIB:.1f} GiB"
 
 
 def require(found: Preflight) -> None:

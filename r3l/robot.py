@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,9 @@ class Robot(ABC):
     the next `observe` ends it.
     """
 
+    identical_frames: Literal["never", "at rest", "often"] = "never"
+    """When a working camera gives identical frames: never, since each has its noise; at rest or out of sight; often."""
+
     @property
     @abstractmethod
     def spec(self) -> RobotSpec:
@@ -130,6 +133,8 @@ class SimulatedRobot(Robot):
     Reset-free training calls nothing of it but `save_world` and `restore_world`, with its checkpoints.
     """
 
+    identical_frames = "at rest"
+
     on_period: Callable[[float, Truth], None] | None = None
     """Called by the robot itself at the end of each control period: how the truth recorder listens."""
 
@@ -154,4 +159,15 @@ class SimulatedRobot(Robot):
 
     @abstractmethod
     def restore_world(self, world: bytes) -> None:
-        """Continue from `save_world`'s bytes of a robot of the same task."""
+        """Continue from `save_world`'s bytes of a robot of the same task; RobotError where they are not."""
+
+
+def world_numbers(world: bytes, count: int) -> list[float]:
+    """Return a saved world's float64 numbers; RobotError where it has not `count` finite ones."""
+    if len(world) != 8 * count:
+        raise RobotError(f"the saved world has {len(world)} bytes, expected {8 * count}; it is not of this task")
+    numbers = np.frombuffer(world, np.float64)
+    if not np.isfinite(numbers).all():
+        raise RobotError("the saved world has numbers that are not finite; it is damaged")
+    found: list[float] = numbers.tolist()
+    return found

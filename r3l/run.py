@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import re
 import time
 import tomllib
 from collections.abc import Iterator
@@ -14,15 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from r3l import __version__
-from r3l.checkpoint import CheckpointError, Tensors, write_file
+from r3l.checkpoint import CheckpointError, Tensors, load_tensors, save_tensors, write_file
 from r3l.config import Config, UserError, from_dict, to_dict
+from r3l.files import MOST_JSON_BYTES, is_inside, read, read_json, remove, strangers
+from r3l.goals import Goals, copy_goals, save_goals
 from r3l.jsonl import append_jsonl
 
 FORMAT_VERSION = 1
+LAST_EPOCH_S = 253_402_300_800.0
+"""The year 10000, which no calendar shows."""
+SNAPSHOT = re.compile(r"step-([0-9]{8,18})\.safetensors")
 
 
 class Run:
@@ -41,6 +43,11 @@ class Run:
         self.events = folder / "events.jsonl"
         self.tensorboard = folder / "tensorboard"
         self.report = folder / "report.html"
+        self.board = folder / "board"
+        self.control = folder / "control"
+        self.logs = folder / "logs"
+        self.world = folder / "world"
+        self.acting_weights = folder / "weights" / "acting.safetensors"
 
     @classmethod
     def create(cls, folder: Path, config: Config) -> Run:
@@ -62,8 +69,10 @@ class Run:
     def open(cls, folder: Path) -> Run:
         """Open an existing run; UserError says why one cannot be used."""
         path = folder / "config.json"
+        if os.path.lexists(path):
+            _require_own(folder)
         try:
-            saved = json.loads(path.read_text())
+            saved = read_json(path)
             version, values = saved["format"], dict(saved["config"])
         except OSError as error:
             raise UserError(f"{folder} is not a run directory: no readable config.json; see runs/ for runs") from error
@@ -71,40 +80,87 @@ class Run:
             raise UserError(f"{path} is damaged ({error}); restore it from a copy or start a new run") from error
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{folder} has run format {version} (r3l {saved.get('r3l')}), this r3l {__version__} reads format "
-                f"{FORMAT_VERSION}; install the r3l it is from"
+                f"{folder} has run format {version!r:.20} (r3l {_word(saved.get('r3l'))}), "
+                f"this r3l {__version__} reads format {FORMAT_VERSION}; install the r3l it is from"
             )
-        return cls(folder, from_dict(Config, values))
+        config = from_dict(Config, values)
+        if config.task.endswith(".py") and is_inside(folder, Path(config.task)):
+            raise UserError(
+                f"{folder} brings the task file {config.task!r} along, which would be run; a run directory is data: "
+                "move the file out of it if you trust it"
+            )
+        return cls(folder, config)
 
     def extended(self, steps: int) -> Run:
         """Return the run with another number of steps, saved in its config."""
-        config = replace(self.config, steps=steps)
+        return self.changed(replace(self.config, steps=steps))
+
+    def changed(self, config: Config) -> Run:
+        """Return the run with another config, saved."""
         self._save_config(config)
         return Run(self.folder, config)
 
+    def set_deadline(self, epoch_s: float | None) -> None:
+        """Keep when the run is to end, also for a process that goes on with it; None: its steps alone say."""
+        write_file(self.folder / "deadline.json", json.dumps({"ends_epoch_s": epoch_s}).encode())
+
+    def deadline(self) -> float | None:
+        """Return when the run is to end (seconds of the epoch); None where only its steps say."""
+        try:
+            ends_epoch_s = float(read_json(self.folder / "deadline.json")["ends_epoch_s"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None
+        return ends_epoch_s if 0 <= ends_epoch_s < LAST_EPOCH_S else None
+
+    def replace_goals(self, goals: Goals) -> None:
+        """Learn from other goal images from now on; the folder is whole at every moment but one, and then set aside."""
+        fresh, old = self.folder / "goals.new", self.folder / "goals.old"
+        for left_over in (fresh, old):
+            remove(left_over)
+        meta = goals.meta
+        save_goals(fresh, goals.train, goals.held_out, task=meta.task, robot=meta.robot, source=meta.source)
+        self.goals.rename(old)
+        fresh.rename(self.goals)
+        remove(old)
+
     def keep_goals(self, folder: Path) -> None:
         """Copy a goal folder into the run, which from then on needs nothing outside itself."""
-        shutil.copytree(folder, self.goals)
+        copy_goals(folder, self.goals)
 
     def _save_config(self, config: Config) -> None:
         saved = {"format": FORMAT_VERSION, "r3l": __version__, "config": to_dict(config)}
         write_file(self.folder / "config.json", json.dumps(saved, indent=2).encode())
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run's lock; UserError when another process does. The system frees it however a process ends."""
+    def lock(self) -> Iterator[int]:
+        """Hold the run's lock and yield its descriptor; UserError names the process that holds it already.
+
+        The system frees it when this process and all that inherited the descriptor are gone, however they ended.
+        """
         with (self.folder / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
                 raise UserError(
-                    f"{self.folder} is in use by process {file.read().strip() or 'unknown'}; stop it, or wait for it"
+                    f"{self.folder} is in use by process {_number(file.read(32)) or 'unknown'}; stop it, or wait for it"
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            yield file.fileno()
+
+    def holder(self) -> int | None:
+        """Return the process that took the lock, while it is held; None when it is free."""
+        try:
+            with (self.folder / "lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return None
+        except BlockingIOError:
+            with (self.folder / "lock").open() as file:
+                return _number(file.read(32))
+        except OSError:
+            return None
 
     def event(self, kind: str, message: str) -> None:
         """Append to events.jsonl: what happened, for people."""
@@ -115,9 +171,14 @@ class Run:
         """Return where the weights published at `step` are."""
         return self.weights / f"step-{step:08d}.safetensors"
 
+    def published(self) -> list[int]:
+        """Return the steps of all published weights, oldest first."""
+        found = (SNAPSHOT.fullmatch(path.name) for path in self.weights.glob("step-*.safetensors"))
+        return sorted(int(name[1]) for name in found if name)
+
     def snapshots(self) -> list[int]:
         """Return the steps of all published weights, oldest first; UserError when there are none yet."""
-        steps = sorted(int(path.stem.split("-")[1]) for path in self.weights.glob("step-*.safetensors"))
+        steps = self.published()
         if not steps:
             raise UserError(f"{self.folder} has published no weights yet; train it further first")
         return steps
@@ -126,12 +187,33 @@ class Run:
         """Return the step of the newest published weights; UserError when there are none yet."""
         return self.snapshots()[-1]
 
+    def save_weights(self, step: int, tensors: Tensors) -> None:
+        """Publish the weights to be evaluated at `step`."""
+        self.weights.mkdir(exist_ok=True)
+        save_tensors(self.snapshot_path(step), tensors, {"step": step})
+
     def read_weights(self, step: int) -> Tensors:
         """Return the weights published at `step`."""
         try:
-            return load_file(self.snapshot_path(step))
-        except (OSError, SafetensorError) as error:
+            return load_tensors(self.snapshot_path(step))[0]
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"weights {self.snapshot_path(step)} cannot be read ({error})") from error
+
+
+def _require_own(folder: Path) -> None:
+    """Raise UserError where a run directory leads out of itself: it may come from anyone, and is written to."""
+    for path, reason in strangers(folder):
+        raise UserError(f"{folder} cannot be used: {str(path.relative_to(folder))!r} in it: {reason}")
+
+
+def _word(value: object) -> str:
+    """Return what somebody's file says, short and on one line."""
+    return " ".join(str(value).split())[:20]
+
+
+def _number(text: str) -> int:
+    """Return the number of a process that a lock names, 0 for anything else."""
+    return int(text) if text.strip().isdecimal() else 0
 
 
 def free_name(parent: Path, task: str) -> Path:
@@ -145,12 +227,12 @@ def free_name(parent: Path, task: str) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """Return a user's config file (TOML, or a run's config.json) as plain values."""
     try:
-        text = path.read_text()
+        text = read(path, MOST_JSON_BYTES).decode()
         if path.suffix == ".json":
             values = dict(json.loads(text))
             return dict(values.get("config", values))
         return tomllib.loads(text)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"config file {path} cannot be read ({error}); expected TOML; r3l config prints every key"
         ) from error

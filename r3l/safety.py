@@ -60,6 +60,11 @@ class SafeRobot(Robot):
         """Measure again before the next command: after a pause, or after the robot was moved by other hands."""
         self._target_rad = None
 
+    @property
+    def newest_target(self) -> FloatArray | None:
+        """The last target sent [A] (rad), or None when the next command measures first."""
+        return self._target_rad
+
     def target(self) -> list[float] | None:
         """Return the last target sent (rad), or None when the next command measures first."""
         return None if self._target_rad is None else [float(value) for value in self._target_rad]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from r3l.actor import Actor
-from r3l.checkpoint import Tensors, load_checkpoint, save_checkpoint, save_tensors, under_prefix, with_prefix
+from r3l.body import Body
+from r3l.care import Care
+from r3l.checkpoint import Tensors, load_checkpoint, save_checkpoint, under_prefix, with_prefix
 from r3l.config import UserError
-from r3l.env import RobotEnv
 from r3l.experience import ExperienceStore
 from r3l.goals import load_goals
 from r3l.judge import fit_after_exploration
@@ -23,12 +24,14 @@ from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.progress import progress_bar
-from r3l.registry import load_robot, load_task
-from r3l.robot import Robot, SimulatedRobot
+from r3l.registry import load_task
+from r3l.robot import SimulatedRobot
+from r3l.rollback import Recovery
 from r3l.run import Run
-from r3l.safety import SafeRobot
 from r3l.truth import TruthRecorder
-from r3l.watchers import METRICS_EVERY, Checkpoints, Curves, Health, Numbers, Watcher
+from r3l.watchers import METRICS_EVERY, Checkpoints, Curves, Health, Learning, Numbers, Watcher
+
+LOOK_EVERY_S = 1.0
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,16 +52,15 @@ class Training:
         self.task = load_task(config.task)
         rig = self.task.rig
         self.goals = load_goals(run.goals, rig.camera, self.task.minimum_goals)
-        self.robot = load_robot(config.robot, self.task, diagnostic=config.reads_truth)
-        self.safe = SafeRobot(self.robot, rig.limits, rig.max_step_rad)
+        self.body = Body(config, self.task)
+        self.robot, self.safe, self.env = self.body.robot, self.body.safe, self.body.env
         self.store = ExperienceStore(run.experience, (rig.camera.height, rig.camera.width, 3))
         stack.callback(self.store.close)
         if isinstance(self.robot, SimulatedRobot):
             recorder = TruthRecorder(run.truth)
             stack.callback(recorder.close)
             self.robot.on_period = recorder.record
-        self.env = RobotEnv(self.safe)
-        stack.callback(self.env.close)
+        stack.callback(self.body.close)
         self.learner = Learner(
             config,
             self.robot.spec,
@@ -66,44 +68,37 @@ class Training:
             device=self.device,
             true_reward=self.task.true_reward if config.reads_truth else None,
         )
-        self.rng = np.random.default_rng(config.seed)
-        """Draws where diagnostic resets place the object."""
+        self.care = Care(config, self.body, self.goals, self._tell)
         self.actor = Actor(
             self.env,
             self.store,
             self.learner.policies(),
             config.phases,
             seed=config.seed,
-            between=self._between(),
+            between=self.care.between(self.body.between()),
+            inspect=self.care.inspect,
         )
+        self.recovery = Recovery(self.learner, run.checkpoints, self._tell)
         self.env.reset()
 
-    def _between(self) -> Callable[[], None] | None:
-        phases, home_rad = self.config.phases, self.task.rig.home_rad
-        if phases.between == "nothing":
-            return None
-        if phases.between == "home":
-            return lambda: move_home(self.safe, home_rad, phases.homing_steps)
-        robot = self.robot
-        if not isinstance(robot, SimulatedRobot):
-            raise UserError(f"phases.between 'diagnostic-reset' needs a simulated robot, {self.config.robot!r} is none")
-
-        def place() -> None:
-            robot.place(self.task.random_states(1, self.rng)[0], self.rng)
-            self.safe.forget()
-
-        return place
+    @property
+    def has_failed(self) -> bool:
+        """Whether the run cannot go on: a check failed whose action is to stop, or learning broke for good."""
+        return self.care.ends_the_run or self.recovery.has_failed
 
     def save(self) -> None:
-        """Write a checkpoint of everything that a new process needs to go on."""
+        """Write a checkpoint of everything that a new process needs to go on, where all numbers are finite."""
         tensors, meta = self.learner.state()
+        if self.recovery.has_failed or not self.recovery.may_save(tensors, self.store):
+            return
         actor_tensors, actor_meta = self.actor.state()
         tensors |= with_prefix("actor", actor_tensors)
         if isinstance(self.robot, SimulatedRobot):
             tensors["world"] = torch.frombuffer(bytearray(self.robot.save_world()), dtype=torch.uint8)
         everything: dict[str, Any] = {"learner": meta, "actor": actor_meta, "env": self.env.state()}
-        everything["rng"] = self.rng.bit_generator.state
+        everything["rng"] = self.body.rng.bit_generator.state
         save_checkpoint(self.run.checkpoints, self.actor.steps, tensors, everything, keep=self.config.keep_checkpoints)
+        self.recovery.saved()
 
     def restore(self) -> None:
         """Go on from the newest good checkpoint, if there is one; steps stored after it are learned from again."""
@@ -123,66 +118,94 @@ class Training:
         else:
             self.safe.forget()
         self.actor.restore(under_prefix("actor", tensors), meta["actor"], same_segment=is_same)
-        self.rng.bit_generator.state = meta["rng"]
+        self.body.rng.bit_generator.state = meta["rng"]
 
     def publish(self) -> int:
         """Write the weights that act at this step; return the step."""
-        self.run.weights.mkdir(exist_ok=True)
-        save_tensors(self.run.snapshot_path(self.actor.steps), self.learner.weights(), {"step": self.actor.steps})
+        self.run.save_weights(self.actor.steps, self.learner.weights())
         return self.actor.steps
 
     def _warn(self, message: str) -> None:
-        self.run.event("checkpoint", message)
-        tqdm.write(f"warning: {message}")
+        self._tell("checkpoint", message)
 
-
-def move_home(robot: Robot, home_rad: np.ndarray[Any, Any], periods: int) -> None:
-    """Move the fingers home by script; the object is never touched on purpose."""
-    for _ in range(periods):
-        robot.command(home_rad)
-        robot.observe()
+    def _tell(self, kind: str, message: str) -> None:
+        self.run.event(kind, message)
+        tqdm.write(f"{kind}: {message}")
 
 
 def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], bool]) -> None:
     """Take turns until the configured number of env steps: act, follow, pretrain once, update what is owed."""
     actor, learner, config = training.actor, training.learner, training.config
-    while not is_stopped():
+    has_judge = training.run.judge.exists()
+    while not is_stopped() and not training.has_failed:
         if not learner.is_pretrained and learner.steps >= config.phases.exploration_steps:
             training.save()
             pretrain(training, watchers, is_stopped)
-        while learner.owed() > 0 and not is_stopped():
+        if learner.is_pretrained and not has_judge:
+            fit_judge(training)
+            has_judge = True
+        while learner.owed() > 0 and not is_stopped() and not training.has_failed:
             metrics = learner.update()
+            if training.recovery.after_update(metrics, training.store):
+                learner.follow(training.store)
             if learner.updates % 10 == 0:
                 for watcher in watchers:
                     watcher.on_update(metrics)
         if actor.steps >= config.steps or is_stopped():
             break
-        actor.step()
+        row = actor.step()
+        if training.has_failed:
+            break
+        if training.care.finding is not None:
+            wait_until_well(training, is_stopped)
+        if row is None:
+            continue
+        training.care.after_step(row, actor)
         learner.follow(training.store)
         for watcher in watchers:
             watcher.on_step(actor.steps)
 
 
+def wait_until_well(training: Training, is_stopped: Callable[[], bool]) -> None:
+    """Relax and look again every second until what failed a check passes."""
+    training.safe.relax()
+    while training.care.finding is not None and not is_stopped():
+        time.sleep(LOOK_EVERY_S)
+        training.care.look_again()
+    training.actor.break_off()
+
+
+class FailedError(RuntimeError):
+    """The run had to end: a check failed whose action is to stop, or learning broke for good."""
+
+
 class StoppedError(Exception):
-    """A stop was asked for during pretraining: its first part is dropped, the checkpoint before it stands."""
+    """A stop was asked for in the middle of what takes long."""
 
 
 def pretrain(training: Training, watchers: list[Watcher], is_stopped: Callable[[], bool]) -> None:
-    """Fit encoder, judge and classifier on what exploration saw: all of it, or StoppedError."""
+    """Fit encoder and classifier on what exploration saw; StoppedError breaks off between two updates."""
     with progress_bar("encoder", "update", 1) as bar:
 
         def show(done: int, total: int) -> None:
             if is_stopped():
                 raise StoppedError
             bar.total = total
-            bar.update(done + 1 - bar.n)
+            bar.update(done - bar.n)
 
         metrics = training.learner.pretrain(show)
     for watcher in watchers:
         watcher.on_update(metrics)
-    if not training.run.judge.exists():
-        goals, seen = training.goals, training.learner.exploration_images()
-        fit_after_exploration(goals.train, goals.held_out, seen, training.config.seed).save(training.run.judge)
+
+
+def fit_judge(learning: Learning, on_progress: Callable[[], None] = lambda: None) -> None:
+    """Fit the judge on what exploration saw and save it, unless there is one; `on_progress` may break it off."""
+    seen = learning.learner.exploration_images()
+    if learning.run.judge.exists() or not len(seen):
+        return
+    goals, seed = learning.goals, learning.config.seed
+    judge = fit_after_exploration(goals.train, goals.held_out, seen, seed, on_progress=on_progress)
+    judge.save(learning.run.judge)
 
 
 @contextmanager
@@ -209,6 +232,7 @@ def train(run: Run) -> bool:
     """Run or resume `run` up to its configured steps; return whether it got there (False: stopped by a signal).
 
     The robot is relaxed and the store synced however this ends; a stop by signal writes a checkpoint first.
+    FailedError says that the run had to end.
     """
     with run.lock(), stop_on_signal() as is_stopped, ExitStack() as stack:
         training = Training(run, stack)
@@ -231,8 +255,11 @@ def train(run: Run) -> bool:
         is_done = False
         with suppress(StoppedError):
             loop(training, watchers, is_stopped)
-            training.save()
-            training.publish()
-            is_done = training.actor.steps >= run.config.steps
+            is_done = not is_stopped() and training.actor.steps >= run.config.steps
+        if training.has_failed:
+            run.event("failed", f"at step {training.actor.steps}; the event before says why")
+            raise FailedError(f"the run cannot go on; the last lines of {run.events} say why")
+        training.save()
+        training.publish()
         run.event("end" if is_done else "stop", f"at step {training.actor.steps}; safety {training.safe.counts()}")
         return is_done

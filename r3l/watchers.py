@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from r3l.config import Config
 from r3l.evaluate import Evaluator, TaskPolicy, load_judge, summarise, verdicts
+from r3l.goals import Goals
 from r3l.health import RewardHealth
 from r3l.jsonl import append_jsonl, read_jsonl
+from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.policy import load_policies
-from r3l.registry import load_robot
+from r3l.registry import load_robot, load_task
 from r3l.robot import SimulatedRobot
+from r3l.run import Run
 
 if TYPE_CHECKING:
     from r3l.train import Training
@@ -36,6 +40,15 @@ class Watcher(Protocol):
         ...
 
 
+class Learning(Protocol):
+    """What learns, in whatever process."""
+
+    run: Run
+    config: Config
+    goals: Goals
+    learner: Learner
+
+
 class Curves:
     """Watches a run: publishes weights, evaluates them in a second simulated robot, keeps the success curve."""
 
@@ -44,9 +57,7 @@ class Curves:
         self._every = training.config.evaluate_every
         self._evaluator: Evaluator | None = None
         if self._every and isinstance(training.robot, SimulatedRobot):
-            twin = load_robot(training.config.robot, training.task, diagnostic=training.config.reads_truth)
-            assert isinstance(twin, SimulatedRobot)
-            self._evaluator = Evaluator(training.task, twin)
+            self._evaluator = make_evaluator(training.run)
 
     def on_step(self, step: int) -> None:
         """Publish and evaluate when it is time."""
@@ -62,23 +73,37 @@ class Curves:
         step = training.publish()
         if self._evaluator is None:
             return
-        weights = training.run.read_weights(step)
-        policies = load_policies(training.config, training.robot.spec, weights, training.device)
-        episodes = self._evaluator.run(TaskPolicy(policies))
-        judge = load_judge(training.run)
-        judged = verdicts(judge, episodes) if judge else None
-        summary = summarise(episodes, judged, training.task.other_thresholds)
-        append_jsonl(training.run.evaluations, {"step": step} | summary)
+        summary = evaluate_snapshot(training.run, step, self._evaluator)
         shown = {"evaluation/success": summary["success"], "evaluation/error": summary["median_final_error"]}
-        if judged is not None:
-            shown["evaluation/judged_success"] = float(np.mean(judged))
+        if "judge" in summary:
+            shown["evaluation/judged_success"] = summary["judge"]["judged_success"]
         self._metrics.write(step, shown)
-        tqdm.write(f"step {step}: success {summary['success']:.2f} from {len(episodes)} starts")
 
     def close(self) -> None:
         """Release the second robot."""
         if self._evaluator is not None:
             self._evaluator.close()
+
+
+def make_evaluator(run: Run) -> Evaluator:
+    """Return what evaluates a run's weights, in a simulated robot of its own."""
+    task = load_task(run.config.task)
+    twin = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
+    assert isinstance(twin, SimulatedRobot)
+    return Evaluator(task, twin)
+
+
+def evaluate_snapshot(run: Run, step: int, evaluator: Evaluator) -> dict[str, Any]:
+    """Evaluate the weights published at `step`, and append what was found to the success curve."""
+    task, spec = evaluator.task, evaluator.spec
+    policies = load_policies(run.config, spec, run.read_weights(step), torch.device("cpu"))
+    episodes = evaluator.run(TaskPolicy(policies))
+    judge = load_judge(run)
+    judged = verdicts(judge, episodes) if judge else None
+    summary = summarise(episodes, judged, task.other_thresholds)
+    append_jsonl(run.evaluations, {"step": step} | summary)
+    tqdm.write(f"step {step}: success {summary['success']:.2f} from {len(episodes)} starts")
+    return summary
 
 
 class Numbers:
@@ -103,7 +128,7 @@ class Numbers:
 class Health:
     """Watches a run: looks after the learned reward, and tells the run's events when it drifts."""
 
-    def __init__(self, training: Training, metrics: MetricsWriter) -> None:
+    def __init__(self, training: Learning, metrics: MetricsWriter) -> None:
         self._run, self._metrics = training.run, metrics
         held_out = channels_first(training.goals.held_out)
         self._health = RewardHealth(training.learner, held_out, training.config.health, self._tell)

@@ -14,18 +14,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-from r3l.classifier import ClassifierConfig
-from r3l.config import Config, PhasesConfig
+from r3l.benchmark.night import SMALL, judge_of_noise
+from r3l.checks import ChecksConfig
+from r3l.config import Config, SupervisionConfig
 from r3l.experience import PHASES, ExperienceStore, Row
 from r3l.goals import save_goals
-from r3l.judge import Examples, JudgeConfig, fit
-from r3l.networks import channels_first
-from r3l.novelty import NoveltyConfig
 from r3l.registry import load_robot, load_task
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
-from r3l.sac import SACConfig
-from r3l.vae import VAEConfig
 
 torch.set_num_threads(1)
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -58,28 +54,15 @@ def make_row(
     )
 
 
-TINY = Config(
+TINY = replace(
+    SMALL,
     robot="fake",
     steps=120,
-    device="cpu",
     window=2,
-    update_ratio=1.0,
-    evaluate_every=0,
-    checkpoint_every=1000,
-    keep_checkpoints=3,
     replay_capacity=1000,
-    phases=PhasesConfig(
-        exploration_steps=60,
-        task_steps=20,
-        perturbation_steps=10,
-        perturbation_share=0.5,
-        between="home",
-        homing_steps=2,
-    ),
-    vae=VAEConfig(latent_size=4, image_size=16, batch_size=16, pretrain_updates=5, update_every=0),
-    sac=SACConfig(hidden=(32, 32), batch_size=16, horizon=3),
-    novelty=NoveltyConfig(hidden=16, embedding=8, batch_size=16, update_every=1),
-    classifier=ClassifierConfig(hidden=16, batch_size=16, pretrain_updates=5, update_every=5),
+    phases=replace(SMALL.phases, perturbation_share=0.5, between="home"),
+    checks=ChecksConfig(),
+    supervision=SupervisionConfig(),
 )
 """A run of seconds; every setting that a test could depend on is named."""
 
@@ -112,10 +95,8 @@ def goal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge of noise, fitted in no time: for runs in which none matters."""
-    images = channels_first(np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8))
-    examples = Examples(images[:8], images[8:])
     path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
-    fit(examples, examples, torch.Generator().manual_seed(0), JudgeConfig(updates=2, batch_size=4)).save(path)
+    judge_of_noise(path)
     return path
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ import torch
 from conftest import RunMaker, tiny
 
 from r3l.actor import HOLD_STEPS, Actor, Phases
-from r3l.config import PhasesConfig
+from r3l.body import leaves_a_core, move
+from r3l.config import Config, PhasesConfig
 from r3l.env import RobotEnv
 from r3l.experience import PHASES, ExperienceStore, Row
 from r3l.hardware.fake import from_task
 from r3l.policy import NoEncoder, Policies
+from r3l.registry import load_robot, load_task
 from r3l.robot import FloatArray, Observation, Robot, RobotError, RobotSpec
 from r3l.sac import SACConfig, build_actor
 from r3l.safety import SafeRobot
 from r3l.tasks.valve import Valve
-from r3l.train import move_home, train
+from r3l.train import train
 
 JOINTS, WINDOW = 9, 2
 SETTINGS = PhasesConfig(
@@ -51,7 +54,7 @@ class Bench:
         self.env.reset()
 
         def go_home() -> None:
-            move_home(self.safe, task.rig.home_rad, config.homing_steps)
+            move(self.safe, task.rig.home_rad, config.homing_steps)
 
         between: Callable[[], None] | None = go_home if home else None
         self.actor = Actor(self.env, self.store, self.policies, config, seed=3, between=between)
@@ -202,6 +205,7 @@ def test_after_the_robot_moved_on_a_new_segment_begins(benches: Callable[..., Be
     resumed = Actor(bench.env, bench.store, bench.policies, SETTINGS, seed=99, between=None)
     resumed.restore(tensors, meta, same_segment=False)
     row = resumed.step()
+    assert row is not None
     assert (resumed.steps, row.segment, row.step) == (34, 1, 1)
 
 
@@ -247,10 +251,28 @@ def test_torque_is_off_after_an_exception_in_the_loop(
     tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
     robot = Breaking(from_task(Valve()), at=at, after=after)
-    monkeypatch.setattr("r3l.train.load_robot", lambda *arguments, **named: robot)
+    monkeypatch.setattr("r3l.body.load_robot", lambda *arguments, **named: robot)
     run = make_run(tmp_path / "run", tiny())
     with pytest.raises(RobotError, match=f"{at} failed"):
         train(run)
     assert robot.calls[-1] == "close", "which relaxes, says the contract of every robot"
     with run.lock():
         pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores", "leaves"),
+    [
+        ({}, 2, False),
+        ({}, 4, True),
+        ({"sync": True}, 2, True),
+        ({"real_time": True}, 2, True),
+        ({"robot": "bench"}, 2, True),
+    ],
+)
+def test_a_learner_keeps_two_cores_busy_where_its_actor_leaves_them(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], cores: int, leaves: bool
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    config = replace(Config(robot="fake"), **changes)
+    assert leaves_a_core(config, load_robot(config.robot, load_task("valve"))) is leaves

@@ -20,17 +20,20 @@ from conftest import RunMaker, tiny
 
 import r3l.cli
 import r3l.judge
+import r3l.settings
 from r3l.checkpoint import CheckpointError
 from r3l.cli import COMMANDS, main
 from r3l.config import PRESETS, VARIANTS, to_dict
 from r3l.judge import JudgeConfig
 from r3l.run import FORMAT_VERSION, Run
 
+RUN_COMMANDS = ("evaluate", "report", "film", "status", "check", "pause", "resume", "relax", "stop")
 Captured = pytest.CaptureFixture[str]
 Complain = Callable[..., str]
 QUICK = {
     "robot": "fake",
     "steps": 80,
+    "sync": True,
     "device": "cpu",
     "evaluate_every": 0,
     "checkpoint_every": 40,
@@ -97,7 +100,7 @@ def pictures(folder: Path, count: int) -> Path:
     ("arguments", "expected"),
     [
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--bogus"], "unknown command '--bogus'; expected one of config, evaluate, film, goals"),
+        (["--bogus"], "unknown command '--bogus'; expected one of check, config, evaluate, film, goals"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
         (["train", "--task", "valve"], "unknown option '--task'; task is written without a name: r3l train TASK"),
         (["train", "--task=valve"], "task is written without a name: r3l train TASK"),
@@ -300,7 +303,7 @@ def test_help_of_a_command_names_every_option(capsys: Captured, kind: type) -> N
     assert not end.value.code
     text = capsys.readouterr().out
     assert dataclasses.is_dataclass(kind)
-    positional = {"task"} | ({"run"} if name in ("evaluate", "report", "film") else set())
+    positional = {"task"} | ({"run"} if name in RUN_COMMANDS else set())
     for field in dataclasses.fields(kind):
         assert field.name in positional or f"--{field.name.replace('_', '-')}" in text
 
@@ -324,7 +327,7 @@ def test_options_come_after_the_config_file_and_set() -> None:
     command = r3l.cli.parse(
         ["train", "valve", "--config", "own.json", "--set", "sac.batch_size=10", "--set", "seed=6", "--seed", "7"]
     )
-    found = r3l.cli.resolve(command)
+    found = r3l.settings.resolve(command)
     assert (found.steps, found.seed, found.sac.batch_size) == (11, 7, 10)
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import make_row
 
-from r3l.experience import SCHEMA, SCHEMA_VERSION, ExperienceStore, Row, StoreError
+from r3l.experience import MOST_NUMBERS, SCHEMA, SCHEMA_VERSION, TALLY_EVERY, ExperienceStore, Row, StoreError
 
 SHAPE = (8, 8, 3)
 WRITER = """
@@ -28,6 +30,20 @@ while True:
     vector = np.full(3, number, np.float32)
     image = np.full((8, 8, 3), number % 256, np.uint8)
     print(store.append(Row(0, number - 1, 1, image, vector, vector, vector, vector[:0], number / 10)), flush=True)
+"""
+
+GUARDED = """
+import resource, sys
+from pathlib import Path
+from r3l.experience import ExperienceStore, StoreError
+
+store = ExperienceStore(Path(sys.argv[1]), (8, 8, 3), readonly=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    list(store.rows())
+except StoreError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
@@ -202,3 +218,237 @@ def test_kill_9_of_the_writer_loses_no_acknowledged_row(path: Path) -> None:
         for row in found:
             assert row.proprioception.tolist() == [row.sequence] * 3
             assert (row.image == row.sequence % 256).all()
+
+
+def filled(path: Path, rows: int = 3) -> None:
+    store = ExperienceStore(path, SHAPE)
+    for number in range(rows):
+        store.append(make_row(number, step=number))
+    store.close()
+
+
+def change(path: Path, statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+
+
+def refusal(path: Path, *, readonly: bool = True) -> str:
+    """Return why a store is refused when it is opened or read."""
+    with pytest.raises(StoreError) as raised:
+        list(ExperienceStore(path, SHAPE, readonly=readonly).rows())
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change_to",
+    [
+        "image = zeroblob(191)",
+        "image = zeroblob(193)",
+        "image = zeroblob(60000)",
+        "image = x''",
+        "image = 'text'",
+        "image = 7",
+        "proprioception = zeroblob(16)",
+        "proprioception = zeroblob(11)",
+        "requested = zeroblob(8), applied = zeroblob(8), proprioception = zeroblob(8)",
+        "applied = 'text'",
+        "diagnostic = zeroblob(2)",
+        f"diagnostic = zeroblob({4 * MOST_NUMBERS + 4})",
+        "segment = 'first'",
+        "segment = -1",
+        "step = 1.5",
+        "step = 9223372036854775807",
+        "phase = 3",
+        "phase = -1",
+        "time_s = 'noon'",
+        "time_s = x'00'",
+        "sequence = -2",
+    ],
+)
+def test_a_malformed_row_is_refused_by_its_number_wherever_it_is_from(path: Path, change_to: str) -> None:
+    filled(path)
+    change(path, f"UPDATE observation SET {change_to} WHERE sequence = 2")
+    if "sequence" in change_to:
+        assert [row.sequence for row in ExperienceStore(path, SHAPE).rows()] == [1, 3]
+        return
+    told = refusal(path)
+    assert "row 2 of" in told
+    assert "r3l check" in told
+
+
+def test_an_oversized_blob_is_refused_before_it_takes_memory(path: Path) -> None:
+    filled(path)
+    change(path, "UPDATE observation SET image = zeroblob(100000000) WHERE sequence = 2")
+    found = subprocess.run([sys.executable, "-c", GUARDED, str(path)], capture_output=True, text=True, check=True)
+    message, grown_mib = found.stdout.splitlines()
+    assert "row 2 of" in message
+    assert int(grown_mib) < 10
+
+
+@pytest.mark.parametrize("label", ["segment = 'first'", "segment = -1", "step = x'00'"])
+def test_a_newest_row_without_labels_is_refused(path: Path, label: str) -> None:
+    filled(path)
+    change(path, f"UPDATE observation SET {label} WHERE sequence = 3")
+    store = ExperienceStore(path, SHAPE)
+    for read in (store.last, store.newest_labels):
+        with pytest.raises(StoreError, match="row 3 of"):
+            read()
+    store.close()
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "DROP TABLE observation",
+        "DROP TABLE meta",
+        "ALTER TABLE observation DROP COLUMN applied",
+        "ALTER TABLE observation ADD COLUMN reward REAL",
+        "CREATE TABLE more (value)",
+        "CREATE INDEX quick ON observation (segment)",
+        "CREATE TRIGGER hidden AFTER INSERT ON observation BEGIN DELETE FROM meta; END",
+        "DROP TABLE observation; CREATE VIEW observation AS SELECT 1 AS sequence",
+        "DROP TABLE observation; CREATE VIRTUAL TABLE observation USING fts5(sequence)",
+        "DROP TABLE observation; CREATE TABLE observation (sequence)",
+    ],
+)
+def test_a_database_that_is_no_experience_store_is_refused_and_left_alone(
+    path: Path, foreign: str, readonly: bool
+) -> None:
+    filled(path)
+    change(path, foreign)
+    before = path.read_bytes()
+    assert "is no experience store" in refusal(path, readonly=readonly)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("meta", ["DELETE FROM meta", "UPDATE meta SET value = 'x' WHERE key = 'schema_version'"])
+def test_a_store_that_does_not_say_its_version_is_refused(path: Path, meta: str) -> None:
+    filled(path)
+    change(path, meta)
+    assert "has schema" in refusal(path)
+
+
+def test_a_reader_neither_creates_nor_changes_a_store(path: Path) -> None:
+    with pytest.raises(StoreError):
+        ExperienceStore(path, SHAPE, readonly=True)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(StoreError):
+        ExperienceStore(path, SHAPE, readonly=True)
+    path.unlink()
+    writer = ExperienceStore(path, SHAPE)
+    writer.append(make_row())
+    log = path.with_name(path.name + "-wal")
+    before = (path.read_bytes(), log.read_bytes())
+    reader = ExperienceStore(path, SHAPE, readonly=True)
+    assert reader.steps() == 0
+    reader.sync()
+    with pytest.raises(StoreError):
+        reader.append(make_row())
+    reader.close()
+    assert (path.read_bytes(), log.read_bytes()) == before
+    writer.close()
+
+
+def test_a_slow_consumer_keeps_no_transaction_open(path: Path, store: ExperienceStore) -> None:
+    for number in range(3):
+        store.append(make_row(number))
+    reader = ExperienceStore(path, SHAPE, readonly=True)
+    rows = reader.rows()
+    next(rows)
+    log = path.with_name(path.name + "-wal")
+    store._connection.execute("PRAGMA busy_timeout=0")
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert log.stat().st_size == 0
+    store.append(make_row(3))
+    assert next(rows).sequence == 2
+    reader.close()
+
+
+def test_rows_of_a_large_store_come_in_order_though_they_are_read_in_parts(
+    store: ExperienceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r3l.experience.READ_BYTES", 5 * 192)
+    for number in range(23):
+        store.append(make_row(number))
+    assert [row.sequence for row in store.rows()] == list(range(1, 24))
+    for limit in (0, 1, 4, 5, 6, 10, 11, 20, 30):
+        assert [row.sequence for row in store.rows(3, limit)] == list(range(4, min(4 + limit, 24)))
+
+
+def counted(store: ExperienceStore) -> None:
+    """Hold what a store counts against its rows."""
+    rows = list(store.rows())
+    assert store.steps() == sum(row.step > 0 for row in rows)
+    for upto in {-1, 0, 1, 5, *(row.sequence + more for row in rows for more in (-1, 0, 1))}:
+        assert store.count(upto) == sum(row.sequence <= upto for row in rows)
+
+
+@pytest.mark.parametrize("lost", ["sequence = 0", "sequence <= 4", "sequence % 5 = 2", "sequence >= 20"])
+def test_counts_are_exact_with_and_without_a_kept_tally_and_whatever_was_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr("r3l.experience.TALLY_EVERY", 7)
+    store = ExperienceStore(path, SHAPE)
+    counted(store)
+    for number in range(24):
+        store.append(make_row(number, segment=number // 5, step=number % 5))
+    counted(store)
+    store.close()
+    salvaged = path.with_name("salvaged.sqlite")
+    ExperienceStore(salvaged, SHAPE).close()
+    change(salvaged, f"ATTACH '{path}' AS old; INSERT INTO observation SELECT * FROM old.observation WHERE NOT {lost}")
+    store = ExperienceStore(salvaged, SHAPE)
+    counted(store)
+    for number in range(20):
+        store.append(make_row(number, segment=100, step=number))
+    counted(store)
+    store.close()
+
+
+def test_counting_reads_only_what_came_since_the_tally(path: Path) -> None:
+    filled(path, TALLY_EVERY + 2)
+    change(path, "UPDATE observation SET step = 0 WHERE sequence <= 1000")  # behind the tally's back
+    store = ExperienceStore(path, SHAPE)
+    assert store.steps() == TALLY_EVERY + 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "tally",
+    ["value = 'many'", "value = -1", "value = 9999999", "value = CASE key WHEN 'tally_steps' THEN 99999 ELSE 2 END"],
+)
+def test_an_impossible_tally_is_not_believed(path: Path, tally: str) -> None:
+    filled(path, TALLY_EVERY + 2)
+    change(path, f"UPDATE meta SET {tally} WHERE key LIKE 'tally_%'")
+    store = ExperienceStore(path, SHAPE)
+    counted_steps, counted_rows = store.steps(), store.count(TALLY_EVERY)
+    store.close()
+    assert (counted_steps, counted_rows) == (TALLY_EVERY + 1, TALLY_EVERY)
+
+
+def test_appending_syncs_what_came_half_a_second_before(
+    store: ExperienceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append(make_row(0))
+    now = time.monotonic()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for later_s, syncs in ((0.3, 0), (0.49, 0), (0.6, 1), (0.7, 1), (1.05, 1), (1.15, 2)):
+        monkeypatch.setattr(time, "monotonic", lambda later_s=later_s: now + later_s)
+        store.append(make_row(1))
+        assert len(synced) == syncs, later_s
+    store.sync()
+    store.sync()
+    assert len(synced) == 3
+    assert store.unsynced_s() == 0
+    monkeypatch.undo()
+
+
+def test_a_row_with_more_numbers_than_readers_take_is_refused(store: ExperienceStore) -> None:
+    with pytest.raises(ValueError, match="at most"):
+        store.append(make_row(diagnostics=MOST_NUMBERS + 1))
+    store.append(make_row(diagnostics=MOST_NUMBERS))
+    assert len(next(store.rows()).diagnostic) == MOST_NUMBERS

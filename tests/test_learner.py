@@ -16,7 +16,7 @@ import torch
 from conftest import TINY, RunMaker, make_row, stored, tiny
 from torch import Tensor
 
-from r3l.checkpoint import Tensors, load_checkpoint
+from r3l.checkpoint import CheckpointError, Tensors, load_checkpoint
 from r3l.config import VARIANTS, Config
 from r3l.experience import ExperienceStore
 from r3l.learner import AGENTS, Learner
@@ -49,9 +49,11 @@ def learner_of(
     config: Config = BASE,
     store: ExperienceStore | None = None,
     true_reward: Callable[[Tensor], Tensor] | None = None,
+    *,
+    overlaps: bool = True,
 ) -> Learner:
     goals = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
-    learner = Learner(config, SPEC, goals, device=CPU, true_reward=true_reward)
+    learner = Learner(config, SPEC, goals, device=CPU, true_reward=true_reward, overlaps=overlaps)
     if store is not None:
         learner.follow(store)
     return learner
@@ -94,6 +96,16 @@ def test_the_same_rows_give_the_same_weights(store: ExperienceStore) -> None:
             learner.update()
     for name, module in first.modules().items():
         assert torch.equal(weights(module), weights(second.modules()[name])), name
+
+
+def test_updates_that_overlap_give_the_same_weights_as_those_in_turn(store: ExperienceStore) -> None:
+    found = []
+    for overlaps in (True, False):
+        learner = learner_of(store=store, overlaps=overlaps)
+        metrics = [learner.update() for _ in range(5)]
+        found.append((metrics, torch.cat([weights(module) for module in learner.modules().values()])))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_building_a_learner_leaves_torchs_generator_alone() -> None:
@@ -204,6 +216,59 @@ def test_updates_are_owed_after_exploration_alone(store: ExperienceStore) -> Non
     assert learner.owed() == int(1.5 * (learner.steps - 11)) - 1
 
 
+class BrokenOffError(Exception):
+    """Something came in between."""
+
+
+@pytest.mark.parametrize("after", [1, 5, 7, 10])
+def test_pretraining_that_was_broken_off_goes_on_from_a_checkpoint(store: ExperienceStore, after: int) -> None:
+    undisturbed, broken_off, resumed = (learner_of(store=store) for _ in range(3))
+    undisturbed.pretrain()
+
+    def break_off(done: int, total: int) -> None:
+        if done == after:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        broken_off.pretrain(break_off)
+    resumed = learner_of()
+    resumed.restore(*broken_off.state(), store)
+    left: list[int] = []
+    resumed.pretrain(lambda done, total: left.append(done))
+    assert left == list(range(after + 1, 11))
+    expected, found = undisturbed.state()[0], resumed.state()[0]
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_a_checkpoint_of_another_learner_is_refused_in_one_line(store: ExperienceStore) -> None:
+    tensors, meta = learner_of(store=store).state()
+    other = learner_of(replace(BASE, sac=replace(BASE.sac, hidden=(8,))), store)
+    without = {name: tensor for name, tensor in tensors.items() if name != "generator"}
+    for learner, spoilt in ((other, tensors), (learner_of(), without)):
+        with pytest.raises(CheckpointError, match="not of this run") as caught:
+            learner.restore(spoilt, meta, store)
+        assert "\n" not in str(caught.value)
+
+
+def test_re_encoding_that_was_broken_off_is_made_up_for(store: ExperienceStore) -> None:
+    learner = learner_of(store=store)
+    learner.pretrain()
+    expected = learner.replay.latents[: len(learner.replay)].clone()
+
+    def break_off() -> None:
+        raise BrokenOffError
+
+    learner.on_progress = break_off
+    with pytest.raises(BrokenOffError):
+        learner.reencode()
+    tensors, meta = learner.state()
+    assert len(tensors["latents"]) == 0, "old and new ones would be mixed"
+    resumed = learner_of()
+    resumed.restore(tensors, meta, store)
+    assert torch.allclose(resumed.replay.latents[: len(resumed.replay)], expected, atol=1e-5)
+    assert (resumed.sequence, resumed.steps) == (learner.sequence, learner.steps)
+
+
 def test_pretraining_fits_encoder_and_classifier_and_reports_progress(store: ExperienceStore) -> None:
     learner = learner_of(store=store)
     assert learner.vae is not None
@@ -211,7 +276,7 @@ def test_pretraining_fits_encoder_and_classifier_and_reports_progress(store: Exp
     latents = learner.replay.latents.clone()
     seen: list[tuple[int, int]] = []
     metrics = learner.pretrain(lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 10) for done in range(10)]
+    assert seen == [(done, 10) for done in range(1, 11)]
     changed = {name for name, module in learner.modules().items() if not torch.equal(weights(module), before[name])}
     assert changed == {"vae", "vae_next", "classifier"}
     assert not torch.equal(learner.replay.latents, latents)

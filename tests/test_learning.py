@@ -33,13 +33,13 @@ def successes(folder: Path, config: Config) -> list[float]:
 
 
 def test_the_true_state_with_resets_is_learned(tmp_path: Path) -> None:
-    config = VARIANTS["diagnostic-resets"](Config(steps=10_000, evaluate_every=5_000))
+    config = VARIANTS["diagnostic-resets"](Config(steps=8_000, evaluate_every=4_000))
     curve = successes(tmp_path, config)
     assert curve[0] <= 0.2
     assert curve[-1] >= 0.6
 
 
 def test_the_whole_loop_learns_from_goal_images_without_resets(tmp_path: Path) -> None:
-    curve = successes(tmp_path, Config(steps=10_000, evaluate_every=2_500))
+    curve = successes(tmp_path, Config(steps=7_500, evaluate_every=3_750))
     assert curve[0] <= 0.2
     assert max(curve[-2:]) >= 0.3

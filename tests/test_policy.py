@@ -70,7 +70,7 @@ def replayed(rows: list[Row], encoder: Encoder, latents: int) -> tuple[Replay, d
     )
     for row in rows:
         image, truth = torch.from_numpy(row.image.transpose(2, 0, 1).copy()), torch.from_numpy(row.diagnostic.copy())
-        replay.add(row, encoder.encode(image[None], truth[None])[0])
+        replay.add([row], encoder.encode(image[None], truth[None]))
     sampled = replay.sample(500, np.random.default_rng(0))
     windows = torch.cat([sampled.now, sampled.next])
     return replay, {int(window[-1]): window[None] for window in windows}

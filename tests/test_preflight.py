@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l import preflight
-from r3l.config import VARIANTS, Config, UserError
+from r3l.config import MANY, VARIANTS, UserError
 from r3l.goals import Goals, load_goals
 from r3l.learner import Learner
 from r3l.preflight import Preflight, available_memory, check, require, separability
@@ -102,13 +103,89 @@ def test_too_little_memory_is_refused(goals: Goals, tmp_path: Path, monkeypatch:
     assert "0.5 GiB free; lower replay_capacity" in line
 
 
-def test_what_is_needed_grows_with_the_run(goals: Goals) -> None:
-    task, night = Valve(), Config(steps=200_000, replay_capacity=200_000)
-    assert preflight._disk(night, task) > 2 * GIB
-    assert preflight._memory(night, task) > 3 * GIB
-    smaller = Config(steps=200_000, replay_capacity=20_000)
-    assert preflight._memory(smaller, task) < 1.5 * GIB
-    assert preflight._disk(smaller, task) == preflight._disk(night, task)
+def line_of(found: Preflight, name: str) -> str:
+    (line,) = [line for line in found.lines if line.startswith(name + ":")]
+    return line
+
+
+def hours_of(line: str) -> float:
+    return float(line.removesuffix(" h").split()[-1])
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what sets how many GiB of the disk are free."""
+
+    def leave(gib: float) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * GIB, 0, round(gib * GIB)))
+
+    return leave
+
+
+def test_a_night_on_a_real_robot_says_for_how_long_the_disk_lasts(
+    goals: Goals, tmp_path: Path, free: Callable[[float], None]
+) -> None:
+    free(20)
+    night = tiny(steps=MANY, real_time=True, checkpoint_every=2500, replay_capacity=200_000)
+    found = check(night, Valve(), goals, tmp_path / "run", hours=10.0)
+    assert found.problems == ()
+    assert "ends at" in line_of(found, "rate")
+    assert line_of(found, "rate").split()[2] == "10"
+    # 10 h at 10 Hz are 360,000 env steps of 13 kB.
+    needed = float(line_of(found, "disk").split()[1])
+    assert 4.5 < needed < 5.5
+    assert hours_of(line_of(found, "disk")) == pytest.approx(10 * 20 / needed, rel=0.1)
+
+
+def test_a_deadline_that_the_disk_does_not_reach_is_refused(
+    goals: Goals, tmp_path: Path, free: Callable[[float], None]
+) -> None:
+    free(3)
+    night = tiny(steps=MANY, real_time=True)
+    assert "disk is too small" in refusal(check(night, Valve(), goals, tmp_path, hours=10.0))
+    assert "take fewer --hours" in refusal(check(night, Valve(), goals, tmp_path, hours=10.0))
+    assert check(night, Valve(), goals, tmp_path, hours=2.0).problems == ()
+
+
+def test_a_run_without_an_end_needs_no_more_than_there_is(
+    goals: Goals, tmp_path: Path, free: Callable[[float], None]
+) -> None:
+    free(3)
+    found = check(tiny(steps=MANY, real_time=True), Valve(), goals, tmp_path)
+    assert found.problems == ()
+    assert "ends when somebody stops it" in line_of(found, "rate")
+    assert 4 < hours_of(line_of(found, "disk")) < 7
+
+
+def test_steps_end_a_run_before_its_deadline(goals: Goals, tmp_path: Path, free: Callable[[float], None]) -> None:
+    free(3)
+    found = check(tiny(real_time=True), Valve(), goals, tmp_path, hours=1000.0)
+    assert found.problems == ()
+    assert "120 steps end about" in line_of(found, "rate")
+
+
+def test_a_quota_is_shown_and_refuses_what_does_not_fit(goals: Goals, tmp_path: Path) -> None:
+    config = tiny(steps=MANY, real_time=True, quota_gib=2.0)
+    (tmp_path / "old").write_bytes(bytes(1 << 20))
+    found = check(config, Valve(), goals, tmp_path, hours=10.0)
+    line = refusal(found)
+    assert "quota is too small" in line
+    assert "raise --quota or take fewer --hours" in line
+    assert line_of(found, "quota").split()[4] == "2.0"
+    assert 2.5 < hours_of(line_of(found, "quota")) < 4
+    assert check(config, Valve(), goals, tmp_path, hours=2.0).problems == ()
+    assert not any(line.startswith("quota") for line in check(tiny(), Valve(), goals, tmp_path).lines)
+
+
+def test_what_a_run_has_on_the_disk_is_not_asked_for_again(
+    goals: Goals, tmp_path: Path, free: Callable[[float], None]
+) -> None:
+    config = tiny(steps=10_000, real_time=True)
+    free(0.2)
+    assert "disk is too small" in refusal(check(config, Valve(), goals, tmp_path))
+    with (tmp_path / "experience.sqlite").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 300 << 20)
+    assert check(config, Valve(), goals, tmp_path).problems == ()
 
 
 def test_files_in_the_cache_do_not_count_as_used_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def replay_of(rows: list[Row], *, capacity: int = 100, window: int = 3) -> Repla
         device=torch.device("cpu"),
     )
     for number, row in enumerate(rows):
-        replay.add(row, torch.full((2,), number / 2))
+        replay.add([row], torch.full((1, 2), number / 2))
     return replay
 
 

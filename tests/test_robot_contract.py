@@ -275,3 +275,15 @@ def test_a_saved_world_goes_on_where_it_was(simulated: SimulatedRobot) -> None:
     assert restored.joint_rad == pytest.approx(saved.joint_rad, abs=1e-5)
     assert restored.time_s == pytest.approx(saved.time_s)
     assert simulated.truth() == pytest.approx(expected_truth, abs=1e-5)
+
+
+def test_a_world_that_is_none_of_this_task_is_refused_in_one_line(simulated: SimulatedRobot) -> None:
+    world = simulated.save_world()
+    pose = simulated.observe().joint_rad
+    damaged = np.frombuffer(world, np.float64).copy()
+    damaged[-1] = np.nan
+    for refused in (b"", world[:-1], world + bytes(8), b"BULLETd5" + bytes(1000), damaged.tobytes()):
+        with pytest.raises(RobotError, match="the saved world") as raised:
+            simulated.restore_world(refused)
+        assert "\n" not in str(raised.value)
+    assert np.array_equal(simulated.observe().joint_rad, pose)

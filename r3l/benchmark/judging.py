@@ -18,13 +18,13 @@ from torch import Tensor
 
 from r3l.benchmark.learning import RECORDS, RUNS
 from r3l.benchmark.record import Record, judged, load_record
-from r3l.cli import tune_process
 from r3l.config import UserError
 from r3l.experience import PHASES
 from r3l.goals import load_goals
 from r3l.jsonl import read_jsonl
 from r3l.judge import fit_after_exploration
 from r3l.networks import channels_first
+from r3l.process import tune_process
 from r3l.registry import load_task
 from r3l.report.visited import connect, read_frames
 from r3l.run import Run

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from r3l.benchmark import peer
 from r3l.benchmark.record import Name, Record, differences, load_records, record_run, settings, world
-from r3l.cli import resolve, tune_process
 from r3l.commands import TrainCommand
 from r3l.config import PRESETS, VARIANTS, UserError, nearest, to_dict
 from r3l.jsonl import read_jsonl
+from r3l.process import tune_process
 from r3l.progress import progress_bar
 from r3l.registry import load_task, task_names
 from r3l.run import Run, read_config
+from r3l.settings import resolve
 
 PLANNED = ("task", "steps", "seed")
 """Settings that options of their own say."""
@@ -67,6 +68,7 @@ class Plan:
             variant=variant,
             steps=self.steps,
             seed=name.seed,
+            sync=True,
             set=self.overrides,
             device="cpu",
         )
@@ -81,7 +83,7 @@ class Plan:
         train = [sys.executable, "-m", "r3l.cli", "train"]
         if (folder / "config.json").exists():
             return [*train, "--resume", str(folder)]
-        train += [name.task, "--steps", str(self.steps), "--seed", str(name.seed), "--device", "cpu"]
+        train += [name.task, "--sync", "--steps", str(self.steps), "--seed", str(name.seed), "--device", "cpu"]
         train += ["--runs", str(self.runs), "--name", folder.name]
         if name.variant in PRESETS:
             train += ["--preset", name.variant]
@@ -225,13 +227,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune_process()  # records are made here, beside runs that keep both cores busy
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+
+    def work() -> int:
         chosen = plan(options, " ".join(["scripts/benchmark", "learning", *given]))
         refuse_other_settings(chosen)
         for task in {name.task for name in chosen.names}:
             collect_goals(task)
         return 1 if run_all(chosen) else 0
+
+    return going_on_later(work)
+
+
+def going_on_later(work: Callable[[], int]) -> int:
+    """Do work that the same command goes on with after SIGINT or SIGTERM; return the exit code."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return work()
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2

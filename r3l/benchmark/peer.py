@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from r3l import environment_title
 from r3l.benchmark.record import Name, Record, once, unattended, versions, world
 from r3l.checkpoint import write_file
-from r3l.cli import tune_process
 from r3l.config import Config
 from r3l.evaluate import Evaluator, summarise
 from r3l.jsonl import append_jsonl, read_jsonl
+from r3l.process import tune_process
 from r3l.progress import progress_bar
 from r3l.registry import load_robot, load_task
 from r3l.robot import FloatArray, Image, SimulatedRobot

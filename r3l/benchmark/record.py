@@ -33,6 +33,8 @@ METRICS_KEPT = 60
 """Lines of metrics a record keeps, evenly spread; every line about the reward's health is kept besides."""
 WINDOW_STEPS = 2500
 """Env steps per window of the coverage and of the success during training."""
+WATCHED = ("sync", "real_time", "quota_gib", "checks", "numerics", "persistence", "supervision")
+"""Settings of how a run is watched over, not of how it learns: records from before there were any lack them."""
 Values = NDArray[np.float64]
 
 
@@ -252,12 +254,12 @@ def versions() -> dict[str, str]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = "") -> list[str]:
-    """Return one entry per setting that differs between two configs, their seeds aside."""
+    """Return one entry per setting that differs between two configs; seeds, and what one lacks of WATCHED, aside."""
     found = []
     for key in [*here, *(key for key in there if key not in here)]:
-        if where + key == "seed":
-            continue
         old, new = there.get(key, "missing"), here.get(key, "missing")
+        if where + key == "seed" or (where + key in WATCHED and "missing" in (old, new)):
+            continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{where}{key}.")
         elif _plain(old) != _plain(new):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from r3l import files
 from r3l.experience import PHASES
 from r3l.goals import load_goals
 from r3l.networks import channels_first
@@ -18,6 +20,8 @@ from r3l.report.facts import Facts, Record
 from r3l.report.figures import BLUE, INK, Curve, Level
 from r3l.report.page import attempt
 from r3l.report.visited import Frames, MissingError, ObjectAxis, Values, coverage, object_axis, read_frames
+
+MOST_FILM_BYTES = 16 * files.MIB
 
 APPRAISED, RECONSTRUCTED, FILMS = 1500, 10, 4
 FEWEST_READ = 100
@@ -68,7 +72,8 @@ def _goal_frame(facts: Facts) -> str:
 def _film(facts: Facts, path: Path, start: Record) -> str:
     if not path.exists():
         return page.note(f"Not there: {path.name}.")
-    strip = np.asarray(PIL.Image.open(path).convert("RGB"))
+    film = PIL.Image.open(BytesIO(files.read(path, MOST_FILM_BYTES)), formats=["PNG"])
+    strip = np.asarray(film.convert("RGB"))
     width = facts.task.rig.camera.width
     shots = [strip[:, left : left + width] for left in range(0, strip.shape[1], width)]
     steps = np.linspace(0, facts.task.episode_steps, len(shots)).round().astype(int)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from r3l import files
 from r3l.config import Config
 from r3l.jsonl import read_jsonl
 from r3l.registry import load_task
@@ -66,7 +66,7 @@ class Facts:
     def evaluation(self) -> Record | None:
         """What `r3l evaluate` found last, or None."""
         path = self.run.folder / "evaluation" / "evaluation.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return files.read_json(path) if path.exists() else None
 
     @property
     def unit(self) -> tuple[float, str]:

@@ -1,0 +1,28 @@
+"""Where `r3l` and `python -m r3l` begin: a word to a running run goes at once, without loading what learns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from r3l.errors import UserError
+from r3l.processes.control import WORDS, ask
+
+
+def main() -> int:
+    """Tell a running run what is wanted, or run any other command; return the exit code."""
+    words = sys.argv[1:]
+    if len(words) == 2 and words[0] in WORDS and (Path(words[1]) / "control").is_socket():
+        try:
+            print(ask(Path(words[1]), words[0]))
+        except UserError as error:
+            print(f"r3l: {error}", file=sys.stderr)
+            return 2
+        return 0
+    from r3l.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Care: what looks after a robot that is alone: checks on what it sees, answers to an object that moves no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from r3l.actor import Actor
+from r3l.body import Body
+from r3l.checks import BLINDING, Checks, Finding
+from r3l.config import Config
+from r3l.experience import Row
+from r3l.goals import Goals
+from r3l.persistence import Persistence
+from r3l.robot import Observation
+
+Tell = Callable[[str, str], None]
+"""tell(kind, message) writes an event."""
+GOOD_LOOKS = 3
+"""Observations in a row that must pass before a pause is over."""
+MOST_SKIPPED = 20
+"""Observations in a row that are left out; after them the robot pauses, for it would hold still with torque on."""
+STUCK_SHARE = 0.75
+"""Share of perturbations while the object is stuck."""
+PERTURB, SWEEP, PAUSE = 1, 2, 3
+"""The answers to an object that is stuck, each beside the ones before."""
+
+
+class Care:
+    """Inspects what the actor is about to keep; says when to wait, and whether the run must end."""
+
+    def __init__(self, config: Config, body: Body, goals: Goals, tell: Tell) -> None:
+        self._body, self._tell = body, tell
+        spec = body.safe.spec
+        identical = body.robot.identical_frames
+        self.checks = Checks(config.checks, spec.joints, spec.control_hz, goals.train, identical_frames=identical)
+        self.persistence = Persistence(config.persistence)
+        self.finding: Finding | None = None
+        """What pauses the robot, or ends the run, at present."""
+        self._said: set[str] = set()
+        self._is_blind = False
+        self._good_looks = self._skipped = 0
+        self._last_s: float | None = None
+        self._level = 0
+
+    @property
+    def ends_the_run(self) -> bool:
+        """Whether a check failed whose action is to stop."""
+        return self.finding is not None and self.finding.action == "stop"
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the object is stuck and every gentler answer was given its time."""
+        return self._level >= PAUSE
+
+    @property
+    def level(self) -> int:
+        """Which answer to a stuck object is being given; 0 while it moves."""
+        return self._level
+
+    def inspect(self, observation: Observation) -> bool:
+        """Return whether an observation is fit to be learned from."""
+        found = self._look(observation)
+        self._is_blind = found is not None and found.name in BLINDING
+        self._skipped = self._skipped + 1 if found is not None and found.action == "skip" else 0
+        if found is None:
+            self._say_over()
+            return True
+        if found.name not in self._said:
+            self._said.add(found.name)
+            self._tell(f"check-{found.name}", found.message)
+        if found.action == "warn":
+            return True
+        if found.action in ("pause", "stop") or self._skipped >= MOST_SKIPPED:
+            self.finding, self._good_looks = found, 0
+        return False
+
+    def look_again(self) -> None:
+        """Observe while paused; a few good looks in a row end the pause."""
+        self.forget()
+        self.checks.rest()
+        found = self._look(self._body.safe.observe())
+        if found is not None and found.action != "warn":
+            self._good_looks = 0
+            return
+        self._good_looks += 1
+        if self._good_looks >= GOOD_LOOKS:
+            self.finding, self._skipped = None, 0
+            self._say_over()
+            self.forget()
+
+    def forget(self) -> None:
+        """Let the next observation come when it may: after a pause or a move it follows from nothing."""
+        self._last_s = None
+
+    def after_step(self, row: Row, actor: Actor) -> None:
+        """Look whether the object still moves, and answer."""
+        persistence = self.persistence
+        if self._is_blind:
+            persistence.overlook()
+            return
+        persistence.look(row.image, row.proprioception, actor.steps)
+        if persistence.level == self._level:
+            return
+        self._level = persistence.level
+        actor.phases.least_share = STUCK_SHARE if self._level >= PERTURB else 0.0
+        self._tell("stuck", persistence.message)
+
+    def between(self, usual: Callable[[], None] | None) -> Callable[[], None] | None:
+        """Return what to do between episodes: the usual, and a sweep of the fingers while the object is stuck."""
+
+        def do() -> None:
+            if self._level >= SWEEP:
+                self._body.sweep()
+            elif usual is not None:
+                usual()
+            self.forget()
+
+        return do if usual is not None else None
+
+    def resume(self, steps: int) -> None:
+        """Go on after people looked: the object is given its time again."""
+        self._level = 0
+        self.persistence.restart(steps)
+
+    def _look(self, observation: Observation) -> Finding | None:
+        period_s = 1 / self._body.safe.spec.control_hz
+        elapsed_s = period_s if self._last_s is None else observation.time_s - self._last_s
+        self._last_s = observation.time_s
+        target = self._body.safe.newest_target
+        return self.checks.look(observation, target, elapsed_s)
+
+    def _say_over(self) -> None:
+        for name in sorted(self._said):
+            self._tell(f"check-{name}", "over: the check passes again")
+        self._said.clear()

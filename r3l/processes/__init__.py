@@ -1,0 +1,1 @@
+"""The processes of an unattended run: actor, learner, their supervisor, and what these share."""

@@ -1,0 +1,352 @@
+"""The supervisor: keeps actor and learner going, does what people ask, and ends the run with the robot relaxed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from r3l.config import UserError
+from r3l.jsonl import read_jsonl
+from r3l.processes.board import PROCESSES, Board, State, Wanted
+from r3l.processes.control import ControlServer
+from r3l.processes.notify import Notifier
+from r3l.processes.ward import Ward, open_log
+from r3l.progress import progress_bar
+from r3l.registry import load_robot, load_task
+from r3l.robot import RobotError, SimulatedRobot
+from r3l.run import Run
+
+POLL_S = 0.05
+RELAX_LIMIT_S = 5.0
+ORPHANS_END_S = 7.0
+"""Orphans relax the robot and end by themselves within five seconds; one that hangs is killed then."""
+FINISH_LIMIT_S = 600.0
+"""What the last evaluation and the report may take, each."""
+DONE, STOPPED, FAILED = "done", "stopped", "failed"
+ANSWERS = {
+    "pause": "pausing: the fingers move home, then the robot relaxes; go on with r3l resume",
+    "relax": "relaxing the robot where it is; go on with r3l resume",
+    "resume": "going on",
+    "stop": "stopping: the robot relaxes and a checkpoint is written",
+}
+WANTED = {"pause": Wanted.PAUSE, "relax": Wanted.RELAX, "resume": Wanted.RUN, "stop": Wanted.STOP}
+
+
+class Supervisor:
+    """Supervises one run from its start to its end. The caller holds the run's lock."""
+
+    def __init__(self, run: Run, *, deadline_epoch_s: float | None, lock: int) -> None:
+        """Supervise `run` until its steps are done, or until the deadline; `lock` is the lock's descriptor."""
+        self._run, self._config = run, run.config
+        self._lock, self._deadline_epoch_s = lock, deadline_epoch_s
+        self._notifier = Notifier()
+        self._evaluation: subprocess.Popen[bytes] | None = None
+        self._failure: str | None = None
+        self._asked_again = threading.Event()
+        self._progress = 0.0
+        robot = load_robot(run.config.robot, load_task(run.config.task))
+        self._is_simulated = isinstance(robot, SimulatedRobot)
+        self._tried = {int(line["step"]) for line in read_jsonl(run.evaluations)}
+
+    def run(self) -> str:
+        """Keep the run going; return DONE, STOPPED (by people), or FAILED with the reason in the events."""
+        with ExitStack() as stack:
+            self._board = board = Board.create(self._run.board)
+            board["supervisor.pid"] = os.getpid()
+            board["started_epoch_s"] = time.time()
+            board["deadline_epoch_s"] = self._deadline_epoch_s or 0.0
+            reading, writing = os.pipe()
+            stack.callback(os.close, reading)
+            stack.callback(os.close, writing)
+            self._wards = self._make_wards(reading)
+            stack.enter_context(self._heeding_signals())
+            stack.enter_context(ControlServer(self._run.control, self._obey))
+            stack.callback(self._end_all)
+            stack.callback(self._end_evaluation)
+            self._event("start", f"actor and learner under supervision, {self._describe_end()}")
+            self._bar = stack.enter_context(self._make_bar())
+            self._notifier.ready("running")
+            while not self._is_over():
+                self._look()
+                time.sleep(POLL_S)
+            return self._end()
+
+    def _make_wards(self, lifeline: int) -> tuple[Ward, Ward]:
+        limits = self._config.supervision
+        actor, learner = (
+            Ward(name, self._run, self._board, limit_s, inherited=(self._lock,), lifeline=lifeline)
+            for name, limit_s in (("actor", limits.actor_limit_s), ("learner", limits.learner_limit_s))
+        )
+        return actor, learner
+
+    def _make_bar(self) -> tqdm[None]:
+        done = int(self._board["actor.steps"])
+        return progress_bar(self._run.folder.name, "step", self._config.steps, done)
+
+    def _describe_end(self) -> str:
+        if self._deadline_epoch_s is None:
+            return f"up to step {self._config.steps}"
+        return f"until {time.strftime('%a %H:%M', time.localtime(self._deadline_epoch_s))}"
+
+    def _is_over(self) -> bool:
+        return self._failure is not None or self._board.wanted >= Wanted.PARK or all(w.has_ended for w in self._wards)
+
+    def _look(self) -> None:
+        """Look once at everything."""
+        board = self._board
+        for ward in self._wards:
+            if board[f"{ward.name}.failure"]:
+                self._failure = f"the {ward.name} cannot go on; the event before says why"
+                return
+            trouble = ward.trouble()
+            if trouble is not None:
+                self._restart(ward, trouble)
+            ward.start_when_due()
+        if self._deadline_epoch_s is not None and time.time() >= self._deadline_epoch_s:
+            self._want(Wanted.PARK)
+        self._evaluate()
+        self._show()
+
+    def _restart(self, ward: Ward, trouble: str) -> None:
+        """Make sure that the process is gone and the robot relaxed, and plan the next start."""
+        ward.kill()
+        if ward.name == "actor":
+            self._relax_robot()
+        pause_s = ward.plan_restart()
+        last = ward.log_end
+        self._event(
+            "restart", f"{trouble}; starting again in {pause_s:.1f} s" + (f"; its log ends: {last}" if last else "")
+        )
+        if ward.is_exhausted:
+            self._failure = (
+                f"the {ward.name} was restarted {self._config.supervision.max_restarts} times within an hour "
+                f"(supervision.max_restarts); see {self._run.logs / ward.name}.log"
+            )
+
+    def _relax_robot(self) -> None:
+        """Relax a robot whose process is gone. A simulated one is gone with its process."""
+        if self._is_simulated:
+            return
+        robot = load_robot(self._config.robot, load_task(self._config.task))
+
+        def do() -> None:
+            try:
+                with robot:
+                    robot.relax()
+            except (RobotError, OSError) as error:
+                self._event("relax", f"the robot could not be relaxed ({error}); take its power away")
+
+        thread = threading.Thread(target=do, name="relax", daemon=True)
+        thread.start()
+        thread.join(RELAX_LIMIT_S)
+        if thread.is_alive():
+            self._event("relax", f"relaxing the robot took longer than {RELAX_LIMIT_S:.0f} s; take its power away")
+
+    def _obey(self, word: str) -> str:
+        """Do what a person asks through the control socket."""
+        if self._board.wanted >= Wanted.PARK:
+            raise UserError("the run is ending already; wait for it, then r3l train --resume goes on")
+        if word == "resume" and self._board.wanted is Wanted.RUN and self._board.state("actor") is not State.STUCK:
+            return "the run is not paused by people; r3l status says what it waits for"
+        self._want(WANTED[word])
+        self._event("asked", word)
+        return ANSWERS[word]
+
+    def _want(self, wanted: Wanted) -> None:
+        self._board["wanted"] = max(wanted, self._board.wanted) if wanted >= Wanted.PARK else wanted
+        if wanted is Wanted.RUN:
+            self._board.add("resumed")
+
+    def _show(self) -> None:
+        """Show where the run is: to people, and to systemd where progress was made."""
+        board = self._board
+        done = int(board["actor.steps"])
+        state = board.state("actor").name.lower().replace("_", " ")
+        try:
+            self._bar.set_postfix_str(f"{state}, {int(board['learner.updates'])} updates", refresh=False)
+            self._bar.update(done - self._bar.n)
+        except OSError:  # the terminal is gone, the run is not
+            self._bar.disable = True
+        progress = sum(board[f"{ward.name}.progress"] for ward in self._wards)
+        if progress != self._progress:
+            self._progress = progress
+            self._notifier.progress()
+            self._notifier.status(f"step {done} of {self._config.steps}, {state}")
+
+    def _evaluate(self) -> None:
+        """Evaluate published weights one after the other, in a process of its own beside the run."""
+        if self._evaluation is not None and self._evaluation.poll() is None:
+            return
+        step = next(iter(self._unevaluated()), None)
+        if step is not None:
+            self._evaluation = self._helper("evaluate", "--step", str(step))
+
+    def _unevaluated(self) -> list[int]:
+        """Return the published steps on the curve that nobody tried to evaluate yet."""
+        every = self._config.evaluate_every
+        if not every or not self._is_simulated:
+            return []
+        steps = [step for step in self._run.published() if step % every == 0 and step not in self._tried]
+        self._tried.update(steps[:1])
+        return steps[:1]
+
+    def _helper(self, role: str, *options: str) -> subprocess.Popen[bytes]:
+        with open_log(self._run.logs / f"{role}.log") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "r3l.processes.child", role, str(self._run.folder), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _end(self) -> str:
+        """End both processes; after a regular end also evaluate what is left and write the report."""
+        is_regular = self._failure is None and self._board.wanted is not Wanted.STOP
+        if not is_regular:
+            self._notifier.stopping()
+            self._want(Wanted.STOP)
+        self._await_end()
+        if self._failure is not None:
+            self._event("failed", f"{self._failure}; the robot is relaxed")
+            return FAILED
+        if not is_regular:
+            self._event("stop", self._where())
+            return STOPPED
+        self._show()
+        self._finish()
+        self._notifier.stopping()
+        self._event("end", self._where())
+        return DONE
+
+    def _await_end(self) -> None:
+        """Give both processes their time to end, then kill; one that has not begun yet has nothing to end."""
+        if self._board.wanted is Wanted.STOP:
+            for ward in self._wards:
+                if not self._board[f"{ward.name}.ready"]:
+                    ward.kill()
+        until = time.monotonic() + self._config.supervision.stop_limit_s
+        while any(ward.is_alive for ward in self._wards) and time.monotonic() < until:
+            time.sleep(POLL_S)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Leave no process behind; a robot whose actor had to be killed, or was gone already, is relaxed."""
+        actor = self._wards[0]
+        was_well = actor.has_ended
+        for ward in self._wards:
+            if ward.is_alive:
+                self._event("killed", f"the {ward.name} did not end within {self._config.supervision.stop_limit_s} s")
+            ward.kill()
+        if not was_well and not self._is_relaxed():
+            self._relax_robot()
+
+    def _end_evaluation(self) -> None:
+        if self._evaluation is not None and self._evaluation.poll() is None:
+            self._evaluation.kill()
+            self._evaluation.wait()
+
+    def _is_relaxed(self) -> bool:
+        return self._board.state("actor") in (State.ABSENT, State.ENDED)
+
+    def _finish(self) -> None:
+        """Evaluate the last weights and write the report; a second signal skips what is left."""
+        until = time.monotonic() + FINISH_LIMIT_S
+        while time.monotonic() < until and not self._asked_again.is_set():
+            self._evaluate()
+            if self._evaluation is None or self._evaluation.poll() is not None:
+                break
+            self._notifier.progress()
+            time.sleep(POLL_S)
+        report = self._helper("report")
+        until = time.monotonic() + FINISH_LIMIT_S
+        while report.poll() is None and time.monotonic() < until and not self._asked_again.is_set():
+            self._notifier.progress()
+            time.sleep(POLL_S)
+        if report.poll() is None:
+            report.kill()
+        if report.wait() != 0:
+            self._event("report", f"no report was written; r3l report {self._run.folder} tries again")
+
+    def _where(self) -> str:
+        board = self._board
+        return f"at step {int(board['actor.steps'])}, update {int(board['learner.updates'])}; the robot is relaxed"
+
+    def _event(self, kind: str, message: str) -> None:
+        """Write an event and show it; neither a full disk nor a terminal that is gone may end the run."""
+        try:
+            self._run.event(kind, message)
+        except OSError as error:
+            message += f" (events cannot be written: {error})"
+        say(f"{kind}: {message}")
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """Stop at SIGINT or SIGTERM; go on when the terminal hangs up."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._board.wanted >= Wanted.PARK:
+                self._asked_again.set()
+            self._want(Wanted.STOP)
+
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """Print beside a progress bar, if anybody is still there to read it."""
+    try:
+        tqdm.write(text)
+    except OSError:
+        return
+
+
+def supervise(run: Run, deadline_epoch_s: float | None) -> str:
+    """Take the run's lock and supervise it; return DONE, STOPPED or FAILED."""
+    end_orphans(run)
+    with run.lock() as lock:
+        return Supervisor(run, deadline_epoch_s=deadline_epoch_s, lock=lock).run()
+
+
+def end_orphans(run: Run) -> None:
+    """End what a supervisor that was killed left behind: its processes hold the run's lock until they are gone."""
+    holder = run.holder()
+    if holder is None or Path(f"/proc/{holder}").exists():
+        return
+    try:
+        board = Board(run.board)
+    except (OSError, ValueError):
+        return
+    until = time.monotonic() + ORPHANS_END_S
+    for pid in (int(board[f"{name}.pid"]) for name in PROCESSES):
+        while is_child(pid, run) and time.monotonic() < until:
+            time.sleep(POLL_S)
+        if is_child(pid, run):
+            os.kill(pid, signal.SIGKILL)
+    while run.holder() is not None and time.monotonic() < until + 1:
+        time.sleep(POLL_S)
+
+
+def is_child(pid: int, run: Run) -> bool:
+    """Return whether a process is one of the run's."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"r3l.processes.child" in words and os.fsencode(run.folder) in words
