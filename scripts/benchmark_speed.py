@@ -25,15 +25,15 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from r3l.actor import Actor
-from r3l.cli import tune_process
+from r3l.body import move
 from r3l.config import MANY, Config
 from r3l.env import RobotEnv
 from r3l.experience import ExperienceStore
 from r3l.learner import AGENTS, Learner
+from r3l.process import tune_process
 from r3l.registry import load_robot, load_task
 from r3l.sac import SAC, Batch, SACConfig
 from r3l.safety import SafeRobot
-from r3l.train import move_home
 
 OBSERVATION, ACTIONS, BATCH, ROWS = 43, 9, 256, 2000
 """Shapes of the comparison with stable-baselines3."""
@@ -96,7 +96,7 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
         policies,
         config.phases,
         seed=0,
-        between=lambda: move_home(env.robot, rig.home_rad, config.phases.homing_steps),
+        between=lambda: move(env.robot, rig.home_rad, config.phases.homing_steps),
     )
     env.reset()
     while learner.steps < config.phases.exploration_steps:
