@@ -17,15 +17,17 @@ MADV_POPULATE_WRITE = 23
 """Advice of Linux' madvise, from 5.14 on."""
 
 
-def populate(array: NDArray[np.uint8]) -> None:
+def populate(array: NDArray[np.uint8]) -> bool:
     """Ask the system for an array's memory, which stays as it is, ahead of its use by another thread.
 
-    A virtual machine may take longer to come by memory than to fill it. Where Linux cannot do this nothing happens.
+    A virtual machine may take longer to come by memory than to fill it. Return whether this system can do so.
     """
     first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(size, 0)), MADV_POPULATE_WRITE)
+        madvise = ctypes.CDLL(None).madvise
+        return bool(madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(size, 0)), MADV_POPULATE_WRITE) == 0)
+    return False
 
 
 def tune_process() -> None:

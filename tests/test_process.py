@@ -18,7 +18,8 @@ def test_memory_is_there_ahead_of_its_use_and_what_is_in_it_stays() -> None:
     array = np.frombuffer(mmap.mmap(-1, 128 * MIB), np.uint8)
     array[5:9] = 7
     before = resident_bytes(os.getpid())
-    populate(array[3:-3])
+    if not populate(array[3:-3]):
+        pytest.skip("Linux before 5.14 cannot be asked for memory ahead")
     assert resident_bytes(os.getpid()) - before > 100 * MIB
     assert array.sum() == 4 * 7
 
