@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from r3l.processes.pacing import Schedule
-from r3l.robot import FloatArray, Image, Observation, Robot, RobotError, RobotSpec
+from r3l.robot import FloatArray, Image, Observation, Punctuality, Robot, RobotError, RobotSpec
 from r3l.task import Task
 
 from .fake import Fake
@@ -47,6 +47,10 @@ class Bench(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
+
+    @property
+    def punctuality(self) -> Punctuality:
+        return self._schedule.punctuality
 
     def connect(self) -> None:
         if "unplugged" in self._faults():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -19,8 +20,14 @@ def main() -> int:
             print(f"r3l: {error}", file=sys.stderr)
             return 2
         return 0
-    from r3l.cli import main as run
-
+    is_training = words[:1] == ["train"]
+    try:
+        if is_training:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # while what learns is loaded, a second or two
+        from r3l.cli import main as run
+    except KeyboardInterrupt:
+        print("stopped before anything was started")
+        return 0 if is_training else 130
     return run()
 
 

@@ -23,11 +23,10 @@ class Body:
         """Build the robot, not yet connected; `is_interrupted` breaks moves home off."""
         self.config, self.task, self.is_interrupted = config, task, is_interrupted
         self.robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
-        self.pace: RealTime | None = None
-        paced: Robot = self.robot
+        self.paced: Robot = self.robot
         if config.real_time and isinstance(self.robot, SimulatedRobot):
-            paced = self.pace = RealTime(self.robot)
-        self.safe = SafeRobot(paced, task.rig.limits, task.rig.max_step_rad)
+            self.paced = RealTime(self.robot)
+        self.safe = SafeRobot(self.paced, task.rig.limits, task.rig.max_step_rad)
         self.env = RobotEnv(self.safe)
         self.rng = np.random.default_rng(config.seed)
         """Draws where diagnostic resets place the object."""

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -168,45 +169,54 @@ def reopen(command: TrainCommand) -> Run:
     if command.steps is None and ends_by_time(command):
         steps = MANY
     end_orphans(run)
-    longer = Run(run.folder, replace(run.config, steps=steps))
-    with longer.lock():
-        return longer
+    return Run(run.folder, replace(run.config, steps=steps))
 
 
 def train(command: TrainCommand) -> int:
     """Begin or resume a run; a signal that comes before the robot moves ends it as any later one does, with 0."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        found = _prepare(command)
-        if found is None:
+    with ExitStack() as stack:
+        try:
+            found = _prepare(command, stack)
+            if found is None:
+                return 0
+            run, ends_epoch_s, lock = found
+            if not run.config.sync:
+                return _train_supervised(run, ends_epoch_s, lock)
+        except KeyboardInterrupt:
+            print("stopped before anything was started")
             return 0
-        run, ends_epoch_s = found
-        if not run.config.sync:
-            return _train_supervised(run, ends_epoch_s)
-    except KeyboardInterrupt:
-        print("stopped before anything was started")
-        return 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return _train_sync(run)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return _train_sync(run)
 
 
-def _prepare(command: TrainCommand) -> tuple[Run, float | None] | None:
-    """Check everything, and make or open the run; return it and when it is to end. None: nothing is to be started."""
+def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None, int] | None:
+    """Check everything, and make or open the run; return it, when it is to end, and its lock, held by the stack.
+
+    Nothing is written to a run before it is locked. None: nothing is to be started.
+    """
     from r3l import preflight
     from r3l.goals import joined, load_goals
     from r3l.registry import load_task
     from r3l.train import pick_device
 
-    resumed = reopen(command) if command.resume is not None else None
+    ends_epoch_s = deadline(command, time.time())
+    resumed, lock = None, -1
+    if command.resume is not None:
+        resumed = reopen(command)
+        lock = stack.enter_context(resumed.lock())
     config = resumed.config if resumed else resolve(command)
     if config.sync and ends_by_time(command):
         raise UserError("--sync ends by its steps, not by --hours or --until; leave one of them out")
-    ends_epoch_s = deadline(command, time.time())
     task = load_task(config.task)
     if resumed:
         folder, goal_folder = resumed.folder, resumed.goals
         ends_epoch_s = ends_epoch_s or (resumed.deadline() if command.steps is None else None)
+        if ends_epoch_s is not None and ends_epoch_s <= time.time():
+            over = time.strftime("%a %H:%M", time.localtime(ends_epoch_s))
+            print(f"the time of {folder} was up at {over}; go on with --hours, --until or --steps")
+            return None
     else:
         folder = command.runs / command.name if command.name else free_name(command.runs, task.name)
         goal_folder = command.goals or Path("goals") / task.name
@@ -235,6 +245,7 @@ def _prepare(command: TrainCommand) -> tuple[Run, float | None] | None:
             run.replace_goals(goal_images)
     else:
         run = Run.create(folder, config)
+        lock = stack.enter_context(run.lock())
         try:
             run.keep_goals(goal_folder)
         except BaseException:
@@ -242,15 +253,14 @@ def _prepare(command: TrainCommand) -> tuple[Run, float | None] | None:
             raise
     run.set_deadline(ends_epoch_s)
     print(f"run directory: {folder}")
-    return run, ends_epoch_s
+    return run, ends_epoch_s, lock
 
 
 def _train_sync(run: Run) -> int:
-    from r3l.train import FailedError
-    from r3l.train import train as run_training
+    from r3l.train import FailedError, train_locked
 
     try:
-        is_done = run_training(run)
+        is_done = train_locked(run)
     except FailedError as error:
         print(f"failed, the robot is relaxed: {error}")
         return FAILED_CODE
@@ -261,14 +271,15 @@ def _train_sync(run: Run) -> int:
     return 0
 
 
-def _train_supervised(run: Run, ends_epoch_s: float | None) -> int:
+def _train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
     from r3l.processes.supervisor import DONE, STOPPED, say, supervise
 
-    outcome = supervise(run, ends_epoch_s)
+    outcome = supervise(run, ends_epoch_s, lock)
     if outcome == STOPPED:
         say(f"stopped, the robot is relaxed; go on with: r3l train --resume {run.folder}")
     elif outcome == DONE:
-        say(f"done; report: {run.report}; next: r3l evaluate {run.folder}")
+        report = f"report: {run.report}; " if run.report.exists() else ""
+        say(f"done; {report}next: r3l evaluate {run.folder}")
     else:
         say(f"failed, the robot is relaxed; r3l status {run.folder} says why, r3l train --resume {run.folder} goes on")
     return 0 if outcome in (DONE, STOPPED) else FAILED_CODE

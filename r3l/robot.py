@@ -75,6 +75,18 @@ class Observation:
     """[D] float32: ground truth, and empty (D = 0) on everything but a diagnostic twin."""
 
 
+@dataclass
+class Punctuality:
+    """How commands kept their time."""
+
+    commands: int = 0
+    on_time: int = 0
+    """Written within 5 ms of their time."""
+    overruns: int = 0
+    """Later than a quarter of a control period."""
+    worst_late_s: float = 0.0
+
+
 class Robot(ABC):
     """A robot with position-controlled joints and one camera.
 
@@ -89,6 +101,11 @@ class Robot(ABC):
     @abstractmethod
     def spec(self) -> RobotSpec:
         """What this robot is; known before `connect`."""
+
+    @property
+    def punctuality(self) -> Punctuality | None:
+        """How its commands keep the time of the clock on the wall; None where nobody looks."""
+        return None
 
     @abstractmethod
     def connect(self) -> None:

@@ -234,7 +234,13 @@ def train(run: Run) -> bool:
     The robot is relaxed and the store synced however this ends; a stop by signal writes a checkpoint first.
     FailedError says that the run had to end.
     """
-    with run.lock(), stop_on_signal() as is_stopped, ExitStack() as stack:
+    with run.lock():
+        return train_locked(run)
+
+
+def train_locked(run: Run) -> bool:
+    """Do as `train` does with a run whose lock the caller holds."""
+    with stop_on_signal() as is_stopped, ExitStack() as stack:
         training = Training(run, stack)
         training.restore()
         start = training.actor.steps

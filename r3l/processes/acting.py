@@ -44,6 +44,9 @@ TOLD = {
 }
 """Holds that people read about in the events."""
 
+UNMOVED = (State.PAUSED, State.RELAXED, State.CHECK_FAILED, State.STUCK)
+"""A robot that is relaxed for one of these is not moved when the run's time is up."""
+
 
 def await_room(run: Run, board: Board, is_ended: Callable[[], bool]) -> None:
     """Wait until the disk takes observations, or the run is to end: without it there is nothing to begin with."""
@@ -65,7 +68,7 @@ class ActorProcess:
         self._stack = ExitStack()
         task = load_task(config.task)
         camera = task.rig.camera
-        self._body = body = Body(config, task, is_interrupted=self._must_relax)
+        self._body = body = Body(config, task, is_interrupted=self._moves_on)
         self._stack.callback(body.close)
         self._writer = StoreWriter(run.experience, (camera.height, camera.width, 3))
         self._stack.callback(self._writer.close)
@@ -82,7 +85,7 @@ class ActorProcess:
         policies, _ = build_policies(config, body.robot.spec, device, noise_correlation=correlation)
         self._policies = policies
         self._weights = Subscription(
-            run.acting_weights, config, body.robot.spec, device, lambda message: run.event("weights", message)
+            run.acting_weights, config, body.robot.spec, device, lambda message: self._tell("weights", message)
         )
         self._actor = Actor(
             body.env,
@@ -99,6 +102,8 @@ class ActorProcess:
         self._is_disk_full = False
         self._newest: Row | None = None
         """What care has not looked at yet."""
+        self._holds: State | None = None
+        """Why the robot does not act."""
         self._is_world_due = False
         body.env.on_command = self._use_slack
         self._care.checks.background.defers = True
@@ -165,9 +170,14 @@ class ActorProcess:
     def _must_relax(self) -> bool:
         return self._must_end() or self._board.wanted is Wanted.RELAX
 
+    def _moves_on(self) -> bool:
+        """Return whether a scripted move must be broken off; each of its control periods is progress."""
+        self._board.add("actor.progress")
+        return self._must_relax()
+
     def _end(self) -> None:
-        """Park where that is wanted, relax, write what is pending."""
-        if not self._must_end() and not self._care.ends_the_run:
+        """Park where that is wanted, relax, write what is pending. What was relaxed by people or fault is not moved."""
+        if not self._must_end() and not self._care.ends_the_run and self._holds not in UNMOVED:
             self._body.home()
         self._body.safe.relax()
         self._save_world()
@@ -242,6 +252,7 @@ class ActorProcess:
             time.sleep(POLL_S / 10)
             return
         self._actor.break_off()
+        self._holds = reason
         if reason is State.PAUSED:
             self._body.home()
         self._body.safe.relax()
@@ -260,6 +271,8 @@ class ActorProcess:
                 looked_s = time.monotonic()
                 self._look_again()
         self._care.forget()
+        if not self._is_over():
+            self._holds = None
         if reason in TOLD and not self._is_over():
             self._tell("resume", f"over: {TOLD[reason].split(';')[0]}")
 
@@ -295,8 +308,8 @@ class ActorProcess:
         counters = safe.counts()
         for name in ("position_limited", "speed_limited", "refused", "commands"):
             board[f"actor.{name}"] = counters[name]
-        if self._body.pace is not None:
-            found = self._body.pace.schedule.punctuality
+        found = self._body.paced.punctuality
+        if found is not None:
             board["actor.on_time"], board["actor.overruns"] = found.on_time, found.overruns
             board["actor.worst_late_s"] = found.worst_late_s
 

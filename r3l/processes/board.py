@@ -133,6 +133,15 @@ class Board:
         part.rename(path)
         return cls(path)
 
+    @staticmethod
+    def left_wanted(path: Path) -> Wanted:
+        """Return what people wanted of a run whose supervisor died; RUN where it did not, or they wanted nothing."""
+        try:
+            wanted = Board(path, writable=False).wanted
+        except (OSError, ValueError, OverflowError):
+            return Wanted.RUN
+        return wanted if wanted in (Wanted.PAUSE, Wanted.RELAX) else Wanted.RUN
+
     def __getitem__(self, slot: str) -> float:
         return float(self._values[INDEX[slot]])
 

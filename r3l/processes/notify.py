@@ -10,6 +10,7 @@ from contextlib import suppress
 
 SHARE_OF_WATCHDOG = 0.25
 """Progress is told at most this often, as a share of the time after which systemd takes a silent service for hung."""
+STATUS_EVERY_S = 1.0
 
 
 class Notifier:
@@ -23,7 +24,7 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._clock = clock
-        self._told_s = float("-inf")
+        self._told_s = self._status_s = float("-inf")
         self.watchdog_s = _watchdog_s(environ)
         """Seconds of silence after which systemd takes this process for hung; None: it does not look."""
 
@@ -32,8 +33,11 @@ class Notifier:
         self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
-        """Say how the service is, for `systemctl status`."""
-        self._send(_status(text))
+        """Say how the service is, for `systemctl status`: once a second, or the socket would be full."""
+        now = self._clock()
+        if now - self._status_s >= STATUS_EVERY_S:
+            self._status_s = now
+            self._send(_status(text))
 
     def progress(self) -> None:
         """Say that the service got on with its work; call it only when it really did, as often as that is."""

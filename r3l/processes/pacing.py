@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from r3l.robot import FloatArray, Observation, Robot, RobotSpec
+from r3l.robot import FloatArray, Observation, Punctuality, Robot, RobotSpec
 
 ON_TIME_S = 0.005
 """A command that is written so soon after its time is on time."""
@@ -14,16 +13,6 @@ THINK_SHARE = 0.1
 """Share of a control period between an observation and the command that follows from it: time to see and to choose."""
 OVERRUN_SHARE = 0.25
 """A command later than this share of a control period has overrun: the schedule begins anew with it."""
-
-
-@dataclass
-class Punctuality:
-    """How commands kept their time."""
-
-    commands: int = 0
-    on_time: int = 0
-    overruns: int = 0
-    worst_late_s: float = 0.0
 
 
 class Schedule:
@@ -86,6 +75,10 @@ class RealTime(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self.robot.spec
+
+    @property
+    def punctuality(self) -> Punctuality:
+        return self.schedule.punctuality
 
     def connect(self) -> None:
         self.robot.connect()

@@ -21,13 +21,15 @@ from r3l.processes.board import PROCESSES, Board, State, Wanted
 from r3l.processes.control import ControlServer
 from r3l.processes.notify import Notifier
 from r3l.processes.ward import Ward, open_log
-from r3l.progress import progress_bar
+from r3l.progress import Unblocked, progress_bar
 from r3l.registry import load_robot, load_task
 from r3l.robot import RobotError, SimulatedRobot
 from r3l.run import Run
 
 POLL_S = 0.05
 RELAX_LIMIT_S = 5.0
+HUNG_S = 2.0
+"""An actor that is to stop, and does nothing for so long, does not relax the robot any more."""
 ORPHANS_END_S = 7.0
 """Orphans relax the robot and end by themselves within five seconds; one that hangs is killed then."""
 FINISH_LIMIT_S = 600.0
@@ -53,6 +55,7 @@ class Supervisor:
         self._evaluation: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
         self._asked_again = threading.Event()
+        self._is_finishing = False
         self._progress = 0.0
         robot = load_robot(run.config.robot, load_task(run.config.task))
         self._is_simulated = isinstance(robot, SimulatedRobot)
@@ -61,13 +64,16 @@ class Supervisor:
     def run(self) -> str:
         """Keep the run going; return DONE, STOPPED (by people), or FAILED with the reason in the events."""
         with ExitStack() as stack:
+            asked = Board.left_wanted(self._run.board)
             self._board = board = Board.create(self._run.board)
+            board["wanted"] = asked  # paused or relaxed by people, whatever happened to the supervisor since
             board["supervisor.pid"] = os.getpid()
             board["started_epoch_s"] = time.time()
             board["deadline_epoch_s"] = self._deadline_epoch_s or 0.0
             reading, writing = os.pipe()
             stack.callback(os.close, reading)
             stack.callback(os.close, writing)
+            self._lifeline = reading
             self._wards = self._make_wards(reading)
             stack.enter_context(self._heeding_signals())
             stack.enter_context(ControlServer(self._run.control, self._obey))
@@ -91,7 +97,7 @@ class Supervisor:
 
     def _make_bar(self) -> tqdm[None]:
         done = int(self._board["actor.steps"])
-        return progress_bar(self._run.folder.name, "step", self._config.steps, done)
+        return progress_bar(self._run.folder.name, "step", self._config.steps, done, file=Unblocked(sys.stderr))
 
     def _describe_end(self) -> str:
         if self._deadline_epoch_s is None:
@@ -154,13 +160,23 @@ class Supervisor:
 
     def _obey(self, word: str) -> str:
         """Do what a person asks through the control socket."""
-        if self._board.wanted >= Wanted.PARK:
-            raise UserError("the run is ending already; wait for it, then r3l train --resume goes on")
+        if self._is_finishing or self._board.wanted >= Wanted.PARK:
+            return self._obey_at_the_end(word)
         if word == "resume" and self._board.wanted is Wanted.RUN and self._board.state("actor") is not State.STUCK:
             return "the run is not paused by people; r3l status says what it waits for"
         self._want(WANTED[word])
         self._event("asked", word)
         return ANSWERS[word]
+
+    def _obey_at_the_end(self, word: str) -> str:
+        """Do what a person asks of a run that is ending already: it can only be hurried."""
+        if self._board.wanted is Wanted.STOP or word not in ("relax", "stop"):
+            raise UserError("the run is ending already; wait for it, then r3l train --resume goes on")
+        if word == "stop":
+            self._asked_again.set()
+        self._want(Wanted.STOP)
+        self._event("asked", word)
+        return "the robot is relaxed at once; the run was ending already"
 
     def _want(self, wanted: Wanted) -> None:
         self._board["wanted"] = max(wanted, self._board.wanted) if wanted >= Wanted.PARK else wanted
@@ -203,10 +219,14 @@ class Supervisor:
     def _helper(self, role: str, *options: str) -> subprocess.Popen[bytes]:
         with open_log(self._run.logs / f"{role}.log") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "r3l.processes.child", role, str(self._run.folder), *options],
+                [
+                    *(sys.executable, "-m", "r3l.processes.child", role, str(self._run.folder)),
+                    *("--parent", str(self._lifeline), *options),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=(self._lifeline,),
                 start_new_session=True,
             )
 
@@ -216,6 +236,7 @@ class Supervisor:
         if not is_regular:
             self._notifier.stopping()
             self._want(Wanted.STOP)
+        self._is_finishing = is_regular
         self._await_end()
         if self._failure is not None:
             self._event("failed", f"{self._failure}; the robot is relaxed")
@@ -235,10 +256,24 @@ class Supervisor:
             for ward in self._wards:
                 if not self._board[f"{ward.name}.ready"]:
                     ward.kill()
-        until = time.monotonic() + self._config.supervision.stop_limit_s
-        while any(ward.is_alive for ward in self._wards) and time.monotonic() < until:
+        progress, since_s = -1.0, time.monotonic()
+        while any(ward.is_alive for ward in self._wards):
+            if self._board.wanted is Wanted.PARK and self._board["actor.progress"] != progress:  # on its way home
+                progress, since_s = self._board["actor.progress"], time.monotonic()
+            if time.monotonic() - since_s > self._config.supervision.stop_limit_s:
+                break
+            self._relax_what_hangs()
             time.sleep(POLL_S)
         self._end_all()
+
+    def _relax_what_hangs(self) -> None:
+        """Do not let a robot be held for long by an actor that is to stop and does nothing."""
+        actor = self._wards[0]
+        if self._board.wanted is Wanted.STOP and not self._is_relaxed() and actor.is_alive and actor.idle_s > HUNG_S:
+            self._event("killed", f"the actor did not relax the robot within {HUNG_S:.0f} s")
+            actor.kill()
+            self._relax_robot()
+            self._board["actor.state"] = State.ABSENT
 
     def _end_all(self) -> None:
         """Leave no process behind; a robot whose actor had to be killed, or was gone already, is relaxed."""
@@ -260,7 +295,7 @@ class Supervisor:
         return self._board.state("actor") in (State.ABSENT, State.ENDED)
 
     def _finish(self) -> None:
-        """Evaluate the last weights and write the report; a second signal skips what is left."""
+        """Evaluate the last weights and write the report; a signal skips what is left."""
         until = time.monotonic() + FINISH_LIMIT_S
         while time.monotonic() < until and not self._asked_again.is_set():
             self._evaluate()
@@ -268,6 +303,8 @@ class Supervisor:
                 break
             self._notifier.progress()
             time.sleep(POLL_S)
+        if self._asked_again.is_set():
+            return
         report = self._helper("report")
         until = time.monotonic() + FINISH_LIMIT_S
         while report.poll() is None and time.monotonic() < until and not self._asked_again.is_set():
@@ -292,16 +329,17 @@ class Supervisor:
 
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
-        """Stop at SIGINT or SIGTERM; go on when the terminal hangs up."""
+        """Stop at SIGINT or SIGTERM; go on when the terminal hangs up, and do not let Ctrl-Z hold supervision up."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self._board.wanted >= Wanted.PARK:
+            if self._is_finishing or self._board.wanted >= Wanted.PARK:
                 self._asked_again.set()
             self._want(Wanted.STOP)
 
         handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for ignored in (signal.SIGHUP, signal.SIGTSTP):
+            before[ignored] = signal.signal(ignored, signal.SIG_IGN)
         try:
             yield
         finally:
@@ -310,18 +348,16 @@ class Supervisor:
 
 
 def say(text: str) -> None:
-    """Print beside a progress bar, if anybody is still there to read it."""
+    """Print beside a progress bar, if anybody is there to read it; nobody is waited for."""
     try:
-        tqdm.write(text)
+        tqdm.write(text, file=Unblocked(sys.stdout))
     except OSError:
         return
 
 
-def supervise(run: Run, deadline_epoch_s: float | None) -> str:
-    """Take the run's lock and supervise it; return DONE, STOPPED or FAILED."""
-    end_orphans(run)
-    with run.lock() as lock:
-        return Supervisor(run, deadline_epoch_s=deadline_epoch_s, lock=lock).run()
+def supervise(run: Run, deadline_epoch_s: float | None, lock: int) -> str:
+    """Supervise a run whose lock the caller holds, by its descriptor; return DONE, STOPPED or FAILED."""
+    return Supervisor(run, deadline_epoch_s=deadline_epoch_s, lock=lock).run()
 
 
 def end_orphans(run: Run) -> None:
@@ -349,4 +385,8 @@ def is_child(pid: int, run: Run) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"r3l.processes.child" in words and os.fsencode(run.folder) in words
+    try:
+        cwd, ours = Path(f"/proc/{pid}/cwd").resolve(), run.folder.resolve()
+    except OSError:
+        return False
+    return b"r3l.processes.child" in words and any(Path(cwd, os.fsdecode(word)).resolve() == ours for word in words)

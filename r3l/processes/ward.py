@@ -92,16 +92,21 @@ class Ward:
         code = self._process.poll()
         if code is not None:
             return f"{self.name} died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
-        progress, now = self._board[f"{self.name}.progress"], self._clock()
-        if progress != self._progress[0]:
-            self._progress = (progress, now)
         limit_s = self._limit_s if self._board[f"{self.name}.ready"] else max(self._start_limit_s, self._limit_s)
-        idle_s = now - self._progress[1]
+        idle_s = self.idle_s
         return f"{self.name} made no progress for {idle_s:.1f} s" if idle_s > limit_s else None
 
     @property
     def _start_limit_s(self) -> float:
         return self._config.start_limit_s
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the process was last seen to make progress."""
+        progress, now = self._board[f"{self.name}.progress"], self._clock()
+        if progress != self._progress[0]:
+            self._progress = (progress, now)
+        return now - self._progress[1]
 
     def kill(self) -> None:
         """Kill the process and wait until it is gone."""

@@ -64,10 +64,10 @@ def read(path: Path) -> Published:
         content = files.read(path, MAX_BYTES)
         tensors = load(content)
         meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        found = Published(tensors, int(meta["version"]), int(meta["step"]))
+        found, checksum = Published(tensors, int(meta["version"]), int(meta["step"])), meta["sha256"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"weights {path} cannot be read ({error})") from error
-    if digest(tensors) != meta["sha256"]:
+    if digest(tensors) != checksum:
         raise CheckpointError(f"weights {path} are damaged: they do not match their checksum")
     return found
 
