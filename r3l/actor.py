@@ -70,7 +70,7 @@ class Episode:
 class Actor:
     """Acts on a reset-free environment, one env step per `step`, and stores what it sees.
 
-    `between` runs between episodes (homing, mostly); since it moves the robot, a new segment begins after it.
+    `between` runs between episodes (homing, mostly); where it returns True it did something, and a new segment begins.
     `inspect` says whether an observation is fit to be learned from; others are left out, and a new segment begins.
     """
 
@@ -82,7 +82,7 @@ class Actor:
         config: PhasesConfig,
         *,
         seed: int,
-        between: Callable[[], None] | None,
+        between: Callable[[], bool] | None,
         inspect: Callable[[Observation], bool] = lambda observation: True,
     ) -> None:
         self._env, self._store, self._policies = env, store, policies
@@ -99,8 +99,8 @@ class Actor:
 
     def step(self) -> Row | None:
         """Take one env step and return its stored row; None where what was seen is unfit to be learned from."""
-        if self.episode is None:
-            self._begin_episode()
+        if self.episode is None and not self._begin_episode():
+            return None
         if self.segment_step < 0 and not self.begin_segment(self._current.phase):
             return None
         episode = self._current
@@ -175,12 +175,17 @@ class Actor:
             self.segment_step = meta["segment_step"]
             self.episode = Episode(**meta["episode"]) if meta["episode"] else None
 
-    def _begin_episode(self) -> None:
+    def _begin_episode(self) -> bool:
+        """Choose what comes and do what is done before it; False where the robot is in no state to be moved."""
+        if self._env.robot.newest_target is None:  # it was relaxed: nobody knows what it feels like now
+            self._env.reset()
+            if not self._is_fit():
+                return False
         phase, length = self.phases.next(self.steps)
         self.episode = Episode(phase, length)
-        if self._between is not None:
-            self._between()
+        if self._between is not None and self._between():
             self.break_segment()
+        return True
 
     def _choose(self, episode: Episode) -> FloatArray:
         if episode.phase != "exploration":

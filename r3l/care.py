@@ -16,7 +16,9 @@ from r3l.robot import Observation
 Tell = Callable[[str, str], None]
 """tell(kind, message) writes an event."""
 GOOD_LOOKS = 3
-"""Observations in a row that must pass before a pause is over."""
+"""Observations in a row that must pass before a pause is over, or a check is said to pass again."""
+TELL_EVERY_S = 60.0
+"""A check that fails again sooner is counted, not told."""
 MOST_SKIPPED = 20
 """Observations in a row that are left out; after them the robot pauses, for it would hold still with torque on."""
 STUCK_SHARE = 0.75
@@ -36,7 +38,10 @@ class Care:
         self.persistence = Persistence(config.persistence)
         self.finding: Finding | None = None
         """What pauses the robot, or ends the run, at present."""
+        self._failing: set[str] = set()
+        """Checks that failed since all passed, and those of them that were told of."""
         self._said: set[str] = set()
+        self._told_s: dict[str, float] = {}
         self._is_blind = False
         self._good_looks = self._skipped = 0
         self._last_s: float | None = None
@@ -63,24 +68,26 @@ class Care:
         self._is_blind = found is not None and found.name in BLINDING
         self._skipped = self._skipped + 1 if found is not None and found.action == "skip" else 0
         if found is None:
-            self._say_over()
+            self._good_looks += 1
+            if self._good_looks >= GOOD_LOOKS:
+                self._say_over()
             return True
-        if found.name not in self._said:
-            self._said.add(found.name)
-            self._tell(f"check-{found.name}", found.message)
+        self._say(found, observation.time_s)
         if found.action == "warn":
             return True
         if found.action in ("pause", "stop") or self._skipped >= MOST_SKIPPED:
-            self.finding, self._good_looks = found, 0
+            self.finding = found
         return False
 
     def look_again(self) -> None:
         """Observe while paused; a few good looks in a row end the pause."""
         self.forget()
         self.checks.rest()
-        found = self._look(self._body.safe.observe())
+        observation = self._body.safe.observe()
+        found = self._look(observation)
         if found is not None and found.action != "warn":
-            self._good_looks = 0
+            self._say(found, observation.time_s)
+            self.finding = found
             return
         self._good_looks += 1
         if self._good_looks >= GOOD_LOOKS:
@@ -99,23 +106,28 @@ class Care:
             persistence.overlook()
             return
         persistence.look(row.image, row.proprioception, actor.steps)
-        if persistence.level == self._level:
-            return
-        self._level = persistence.level
-        actor.phases.least_share = STUCK_SHARE if self._level >= PERTURB else 0.0
-        self._tell("stuck", persistence.message)
+        actor.phases.least_share = STUCK_SHARE if persistence.level >= PERTURB else 0.0
+        if persistence.level != self._level:
+            self._level = persistence.level
+            self._tell("stuck", persistence.message)
 
-    def between(self, usual: Callable[[], None] | None) -> Callable[[], None] | None:
-        """Return what to do between episodes: the usual, and a sweep of the fingers while the object is stuck."""
+    def between(self, usual: Callable[[], None] | None) -> Callable[[], bool]:
+        """Return what to do between episodes: the usual, or a sweep of the fingers while the object is stuck.
 
-        def do() -> None:
+        It returns whether anything was done.
+        """
+
+        def do() -> bool:
             if self._level >= SWEEP:
                 self._body.sweep()
             elif usual is not None:
                 usual()
+            else:
+                return False
             self.forget()
+            return True
 
-        return do if usual is not None else None
+        return do
 
     def resume(self, steps: int) -> None:
         """Go on after people looked: the object is given its time again."""
@@ -129,7 +141,19 @@ class Care:
         target = self._body.safe.newest_target
         return self.checks.look(observation, target, elapsed_s)
 
+    def _say(self, found: Finding, now_s: float) -> None:
+        """Tell that a check fails, once until it passes again, and not again and again where it flickers."""
+        self._good_looks = 0
+        if found.name in self._failing:
+            return
+        self._failing.add(found.name)
+        if now_s - self._told_s.get(found.name, -TELL_EVERY_S) >= TELL_EVERY_S:
+            self._told_s[found.name] = now_s
+            self._said.add(found.name)
+            self._tell(f"check-{found.name}", found.message)
+
     def _say_over(self) -> None:
         for name in sorted(self._said):
             self._tell(f"check-{name}", "over: the check passes again")
         self._said.clear()
+        self._failing.clear()

@@ -104,6 +104,8 @@ class Checks:
         self._image: Image | None = None
         self._joint_rad: FloatArray | None = None
         self._same_images = self._same_joints = 1
+        self._held_above, self._held_below = np.zeros(len(joints), np.int64), np.zeros(len(joints), np.int64)
+        """By joint: looks in which it read the same though it was sent far up, or far down."""
         self._least_rad = self._most_rad = np.zeros(len(joints), np.float32)
         self.counts = dict.fromkeys(CHECKS, 0)
         """How often each check failed."""
@@ -180,6 +182,7 @@ class Checks:
             text = f"joint {name!r} reads {joint_rad[worst]:.2f} rad, {beyond[worst]:.2f} rad beyond its limit"
             yield self._finding("joint_impossible", text, "look after the joint and its calibration")
         is_same = self._joint_rad is not None and np.array_equal(joint_rad, self._joint_rad)
+        self._count_held(joint_rad, target_rad)
         self._joint_rad = joint_rad
         if not is_same:
             self._same_joints = 1
@@ -188,6 +191,23 @@ class Checks:
         if self._same_joints >= self._config.joint_frozen.threshold:
             text = f"{self._same_joints} identical readings of all joints, though they were sent elsewhere"
             yield self._finding("joint_frozen", text, "look after the bus")
+            return
+        # A joint that is held by something moves when it is sent the other way; one whose sensor is dead never does.
+        held = np.minimum(self._held_above, self._held_below)
+        worst = int(held.argmax())
+        if held[worst] >= self._config.joint_frozen.threshold / 2:
+            name = self._joints[worst].name
+            text = f"joint {name!r} reads {joint_rad[worst]:.2f} rad all the time, though it was sent up and down"
+            yield self._finding("joint_frozen", text, "look after the joint's sensor")
+
+    def _count_held(self, joint_rad: FloatArray, target_rad: FloatArray | None) -> None:
+        """Count by joint how long it has read the same while it was sent elsewhere, up and down."""
+        if self._joint_rad is None:
+            return
+        same = joint_rad == self._joint_rad
+        away = np.zeros(len(joint_rad), np.float32) if target_rad is None else target_rad - joint_rad
+        self._held_above = np.where(same, self._held_above + (away > ELSEWHERE_RAD), 0)
+        self._held_below = np.where(same, self._held_below + (away < -ELSEWHERE_RAD), 0)
 
     def _finding(self, name: str, text: str, advice: str) -> Finding:
         check: Check = getattr(self._config, name)

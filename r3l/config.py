@@ -217,7 +217,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "health.grace_steps": (0, MANY),
     "quota_gib": (0, 1e6),
     "numerics.check_every": (0, MANY),
-    "numerics.max_value": (0, 1e30),
+    "numerics.max_value": (1, 1e30),
     "numerics.min_novelty": (0, 1),
     "numerics.min_spread": (0, 1),
     "numerics.max_rollbacks_per_hour": (0, 1000),

@@ -103,6 +103,15 @@ class NumericalWatch:
             found = self._compare(list(self.signals()))
         return found
 
+    def well(self) -> list[str]:
+        """Return the rewards that have told frames apart well."""
+        return sorted(self._well)
+
+    def remember(self, well: object) -> None:
+        """Know from another process which rewards told frames apart; what is no list of them is left out."""
+        if isinstance(well, list):
+            self._well |= {each for each in well if isinstance(each, str)}
+
     def is_well(self) -> bool:
         """Look once, thoroughly and without patience."""
         return self.numbers({}, is_thorough=True) is None and all(each.value >= each.least for each in self.signals())

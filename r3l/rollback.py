@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -77,6 +78,16 @@ class Recovery:
         self._tell("numerics", f"{reason}; back to the checkpoint at update {update}")
         return True
 
+    def state(self) -> dict[str, Any]:
+        """Return what a new process needs to watch on, as JSON values."""
+        return {"well": self._watch.well(), "rollback_ages_s": self._rollbacks.ages_s(time.monotonic())}
+
+    def restore(self, state: object) -> None:
+        """Watch on from `state`; what is no such thing is left out."""
+        if isinstance(state, dict):
+            self._watch.remember(state.get("well"))
+            self._rollbacks.remember(state.get("rollback_ages_s"), time.monotonic())
+
     def _warn(self, message: str) -> None:
         self._tell("checkpoint", message)
 
@@ -108,6 +119,16 @@ class Rollbacks:
     def saved(self) -> None:
         """Take in that a new checkpoint was written."""
         self._is_saved = True
+
+    def ages_s(self, now_s: float) -> list[float]:
+        """Return how long ago it went back, each time within the last hour, s."""
+        return [now_s - each for each in self._times_s if now_s - each < HOUR_S]
+
+    def remember(self, ages_s: object, now_s: float) -> None:
+        """Count what another process did; what is no list of ages is left out."""
+        ages = [each for each in ages_s if isinstance(each, int | float)] if isinstance(ages_s, list) else []
+        known = sorted(now_s - each for each in ages if 0 <= each < HOUR_S)[-self._limit :] if self._limit else []
+        self._times_s = deque(known)
 
 
 def roll_back(

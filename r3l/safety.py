@@ -8,6 +8,9 @@ import numpy as np
 
 from r3l.robot import FloatArray, Joint, Observation, Robot, RobotError, RobotSpec
 
+MOST_BEYOND = 0.25
+"""Of its range, that a joint may be pushed beyond its limits; what reads farther off is no joint's place."""
+
 
 @dataclass
 class SafetyCounters:
@@ -88,9 +91,11 @@ class SafeRobot(Robot):
         if self._target_rad is None:
             measured = self.robot.observe().joint_rad
             self._require_finite(measured, "measured pose is unusable and the command refused")
+            self._require_possible(measured)
             self._target_rad = measured.copy()
         inside = np.clip(asked, self.spec.lower_rad, self.spec.upper_rad)
         slow = np.clip(inside, self._target_rad - self._max_step_rad, self._target_rad + self._max_step_rad)
+        slow = np.clip(slow, self.robot.spec.lower_rad, self.robot.spec.upper_rad)
         self.counters.position_limited += bool((inside != asked).any())
         self.counters.speed_limited += bool((slow != inside).any())
         sent = self.robot.command(slow)
@@ -101,6 +106,19 @@ class SafeRobot(Robot):
         if joint_rad.shape != self.spec.lower_rad.shape or not np.isfinite(joint_rad).all():
             self.counters.refused += 1
             raise RobotError(f"{what}: {joint_rad}, expected {len(self.spec.joints)} finite values in rad")
+
+    def _require_possible(self, joint_rad: FloatArray) -> None:
+        """Refuse to begin a motion from where no joint can be: a step from there would be a leap from where it is."""
+        own = self.robot.spec
+        beyond = np.maximum(joint_rad - own.upper_rad, own.lower_rad - joint_rad)
+        worst = int((beyond / (own.upper_rad - own.lower_rad)).argmax())
+        if beyond[worst] > MOST_BEYOND * (own.upper_rad - own.lower_rad)[worst]:
+            self.counters.refused += 1
+            joint = own.joints[worst]
+            raise RobotError(
+                f"command refused: joint {joint.name!r} reads {joint_rad[worst]:.2f} rad, expected about "
+                f"{joint.min_rad:.2f} to {joint.max_rad:.2f}; look after the joint and its calibration"
+            )
 
     def relax(self) -> None:
         self.robot.relax()

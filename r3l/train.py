@@ -83,8 +83,9 @@ class Training:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the run cannot go on: a check failed whose action is to stop, or learning broke for good."""
-        return self.care.ends_the_run or self.recovery.has_failed
+        """Whether the run cannot go on: a check failed whose action is to stop, learning broke for good, or the object
+        is stuck, since nobody can say here that it was freed."""
+        return self.care.ends_the_run or self.recovery.has_failed or self.care.is_stuck
 
     def save(self) -> None:
         """Write a checkpoint of everything that a new process needs to go on, where all numbers are finite."""
@@ -96,6 +97,7 @@ class Training:
         if isinstance(self.robot, SimulatedRobot):
             tensors["world"] = torch.frombuffer(bytearray(self.robot.save_world()), dtype=torch.uint8)
         everything: dict[str, Any] = {"learner": meta, "actor": actor_meta, "env": self.env.state()}
+        everything["watch"] = self.recovery.state()
         everything["rng"] = self.body.rng.bit_generator.state
         save_checkpoint(self.run.checkpoints, self.actor.steps, tensors, everything, keep=self.config.keep_checkpoints)
         self.recovery.saved()
@@ -109,6 +111,7 @@ class Training:
 
     def _restore(self, tensors: Tensors, meta: dict[str, Any]) -> None:
         self.learner.restore(tensors, meta["learner"], self.store)
+        self.recovery.restore(meta.get("watch"))
         is_same = False
         if isinstance(self.robot, SimulatedRobot):
             self.robot.restore_world(tensors["world"].numpy().tobytes())

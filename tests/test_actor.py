@@ -53,10 +53,11 @@ class Bench:
         self.policies = Policies(NoEncoder(), actors, WINDOW, torch.device("cpu"))
         self.env.reset()
 
-        def go_home() -> None:
+        def go_home() -> bool:
             move(self.safe, task.rig.home_rad, config.homing_steps)
+            return True
 
-        between: Callable[[], None] | None = go_home if home else None
+        between: Callable[[], bool] | None = go_home if home else None
         self.actor = Actor(self.env, self.store, self.policies, config, seed=3, between=between)
 
     def rows(self, steps: int) -> list[Row]:
@@ -129,6 +130,27 @@ def test_without_anything_between_episodes_there_is_one_segment(benches: Callabl
     rows = benches().rows(80)
     assert {row.segment for row in rows} == {0}
     assert len(phases_of(rows)) > 4
+
+
+def test_a_robot_that_was_relaxed_is_not_moved_before_its_readings_are_fit(
+    benches: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, is_fit = benches(home=True), False
+    sent: list[FloatArray] = []
+    real = bench.robot.command
+
+    def command(target_rad: FloatArray) -> FloatArray:
+        sent.append(target_rad)
+        return real(target_rad)
+
+    monkeypatch.setattr(bench.robot, "command", command)
+    monkeypatch.setattr(bench.actor, "_inspect", lambda observation: is_fit)
+    for _ in range(3):
+        assert bench.actor.step() is None
+    assert not sent
+    is_fit = True
+    assert bench.actor.step() is not None
+    assert sent
 
 
 def test_homing_begins_a_segment_and_is_not_stored(benches: Callable[..., Bench]) -> None:

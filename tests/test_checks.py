@@ -186,6 +186,28 @@ def test_a_robot_at_rest_where_it_was_sent_has_no_frozen_joints() -> None:
             assert checks.look(seen(noisy(), joints), target, PERIOD_S) is None
 
 
+def swaying(step: int) -> FloatArray:
+    return np.full(3, 0.9 if step // 10 % 2 else -0.9, np.float32)
+
+
+def test_one_joint_whose_reading_never_changes_is_found() -> None:
+    checks, found = checks_of(), None
+    for step in range(60):
+        joints = np.append(RNG.uniform(-0.5, 0.5, 2), 0.1)
+        found = found or checks.look(seen(noisy(), joints), swaying(step), PERIOD_S)
+    assert found is not None
+    assert found.name == "joint_frozen"
+    assert "'tip'" in found.message
+
+
+def test_a_joint_that_is_held_on_one_side_is_not_frozen() -> None:
+    checks = checks_of()
+    for step in range(100):
+        sent = swaying(step)
+        joints = np.append(RNG.uniform(-0.5, 0.5, 2), 0.1 if sent[2] > 0 else RNG.uniform(-0.9, 0))
+        assert checks.look(seen(noisy(), joints), sent, PERIOD_S) is None
+
+
 def test_frozen_joints_stay_so_while_paused_and_pass_with_a_new_reading() -> None:
     checks = checks_of()
     last(checks, bad("joint_frozen"))

@@ -162,6 +162,22 @@ def test_overruns_are_counted_and_ctrl_z_changes_nothing(make_night: NightMaker)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["far", "nan"])
+def test_a_robot_whose_joints_cannot_be_believed_is_never_moved(make_night: NightMaker, fault: str) -> None:
+    with make_night() as night:
+        night.break_down(fault)
+        night.start()
+        night.wait_for(lambda: night.state("actor") is State.CHECK_FAILED)
+        assert night.ask("pause").returncode == 0
+        night.wait_for(lambda: night.state("actor") is State.PAUSED)
+        assert "torque-on" not in torque(night)
+        assert night.ask("resume").returncode == 0
+        night.break_down()
+        night.wait_for(lambda: night.slot("actor.steps") > 5)
+        assert not night.count("restart")
+
+
+@pytest.mark.slow
 def test_a_helper_does_not_outlive_its_supervisor(make_night: NightMaker) -> None:
     with make_night(steps=80) as night:
         night.start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from r3l.numerics import (
     largest_return,
 )
 from r3l.robot import CameraSpec, Joint, RobotSpec
-from r3l.rollback import Rollbacks, roll_back
+from r3l.rollback import Recovery, Rollbacks, roll_back
 from r3l.train import train
 
 ACTIONS, SIDE = 3, 32
@@ -276,6 +278,23 @@ def test_rollbacks_are_admitted_so_often_an_hour() -> None:
     assert not rollbacks.admit(4599.0)
     assert rollbacks.admit(4600.0)
     assert not Rollbacks(NumericsConfig(max_rollbacks_per_hour=0)).admit(0.0)
+
+
+def test_rollbacks_and_what_was_well_are_known_to_a_new_process(tmp_path: Path, store: ExperienceStore) -> None:
+    first, second = (Recovery(learner_of(store), tmp_path, lambda kind, message: None) for _ in range(2))
+    thorough(first._watch)
+    for _ in range(3):
+        assert first._rollbacks.admit(time.monotonic())
+    saved = json.loads(json.dumps(first.state()))
+    second.restore(saved)
+    assert second.state()["well"] == saved["well"] == first._watch.well() != []
+    assert not second._rollbacks.admit(time.monotonic())
+    numbers = {"well": [1], "rollback_ages_s": [None, -1, 1e9]}
+    some: tuple[object, ...] = (None, [], {"well": 3, "rollback_ages_s": "x"}, numbers)
+    for nonsense in some:
+        third = Recovery(learner_of(store), tmp_path, lambda kind, message: None)
+        third.restore(nonsense)
+        assert third.state() == {"well": [], "rollback_ages_s": []}
 
 
 def test_trouble_that_comes_again_before_a_new_checkpoint_goes_back_further() -> None:

@@ -55,6 +55,20 @@ def vector(*values: float) -> FloatArray:
     return np.array(values, np.float32)
 
 
+@pytest.mark.parametrize("reading", [40.0, -9.0, 3.2])
+def test_no_motion_begins_from_where_no_joint_can_be(robot: Recorder, safe: SafeRobot, reading: float) -> None:
+    robot.joint_rad = vector(0.0, reading, 0.0)
+    with pytest.raises(RobotError, match=f"joint 'joint1' reads {reading:.2f} rad, expected about -2.00 to 2.00"):
+        safe.command(vector(0.0, 0.0, 0.0))
+    assert not robot.sent
+
+
+def test_a_joint_pushed_beyond_its_own_limit_is_sent_no_farther_than_that(robot: Recorder, safe: SafeRobot) -> None:
+    robot.joint_rad = vector(0.0, 2.6, 0.0)
+    safe.command(vector(0.0, 0.0, 0.0))
+    assert robot.sent[0] == pytest.approx(vector(0.0, 2.0, 0.0))
+
+
 @pytest.mark.parametrize(
     "target",
     [

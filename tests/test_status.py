@@ -352,6 +352,22 @@ def test_steps_end_a_run_at_its_rate(run: Run) -> None:
     assert left_s == pytest.approx((360_000 - found["steps"]) / found["steps_per_s"], rel=0.01)
 
 
+def test_what_a_terminal_would_obey_is_not_shown_to_it(run: Run) -> None:
+    lines = [
+        {"time": "2026-01-01T00:00:00+0000", "kind": "very\nlong", "message": "\x1b[2J\x07\x00 lone \ud800 surrogate"},
+        {"time": "2026-01-01T00:00:00+0000", "kind": "failed", "message": "a\nb \x1b[2J"},
+    ]
+    run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = page(run)
+    assert all(each.isprintable() for each in shown.replace("\n", ""))
+    assert shown.encode()
+    assert "failed: a b ?[2J" in shown.split("\n")[0]
+
+
+def test_a_narrow_terminal_has_a_narrow_page(run: Run) -> None:
+    assert max(map(len, render(collect(run), 40).split("\n"))) <= 40
+
+
 def test_wall_hours_leave_out_the_time_between_runs(run: Run) -> None:
     def at(hour: int, kind: str) -> None:
         append_jsonl(run.events, {"time": f"2026-01-01T{hour:02d}:00:00+0000", "kind": kind, "message": ""})

@@ -409,6 +409,7 @@ def enter_observation_faults() -> None:
         def inject(folder: Path, seen: Seen, name: str = name, action: str = action) -> None:
             check = CHECK_OF.get(name, name)
             with learning_night(folder, seen) as night:
+                began = night.steps()
                 night.break_down(name)
                 night.wait_for(lambda: night.count(f"check-{check}") > 0, WELL_S)
                 if action == "pause":
@@ -418,7 +419,8 @@ def enter_observation_faults() -> None:
                 before, counted = night.steps(), night.slot(f"check.{check}")
                 time.sleep(1.0)
                 bad = night.steps() - before
-                seen.note(f"{bad} bad steps stored of {counted:.0f} seen and more", is_well=bad == 0 or name == "late")
+                noticed = f"{before - began} steps stored until it was noticed, {bad} afterwards"
+                seen.note(f"{noticed}; {counted:.0f} failed", is_well=bad == 0 or name == "late")
                 night.break_down()
                 goes_on(night, seen)
                 night.wait_for(lambda: night.count(f"check-{check}") > 1, WELL_S)

@@ -178,7 +178,7 @@ class ActorProcess:
     def _end(self) -> None:
         """Park where that is wanted, relax, write what is pending. What was relaxed by people or fault is not moved."""
         if not self._must_end() and not self._care.ends_the_run and self._holds not in UNMOVED:
-            self._body.home()
+            self._go_home()
         self._body.safe.relax()
         self._save_world()
         self._note()
@@ -186,6 +186,12 @@ class ActorProcess:
             self._board["actor.failure"] = 1
         if not self._is_ended():  # else the supervisor starts another one
             self._board["actor.state"] = State.ENDED
+
+    def _go_home(self) -> None:
+        try:
+            self._body.home()
+        except RobotError as error:
+            self._tell("robot", f"{error}; it is relaxed where it is")
 
     def _reason(self) -> State | None:
         """Return why the robot may not act now."""
@@ -253,8 +259,8 @@ class ActorProcess:
             return
         self._actor.break_off()
         self._holds = reason
-        if reason is State.PAUSED:
-            self._body.home()
+        if reason is State.PAUSED and self._care.finding is None:
+            self._go_home()
         self._body.safe.relax()
         self._board["actor.state"] = reason
         if reason in TOLD:

@@ -115,6 +115,7 @@ class LearnerProcess:
         found = load_checkpoint(run.checkpoints, lambda message: self._tell("checkpoint", message))
         if found is not None:
             learner.restore(found[0], found[1]["learner"], self._store)
+            self._recovery.restore(found[1].get("watch"))
             board["learner.checkpoint_step"] = learner.steps
         if not run.snapshot_path(0).exists() and not learner.updates:
             self._guarded(lambda: run.save_weights(0, learner.weights()))
@@ -231,8 +232,10 @@ class LearnerProcess:
                 self._save()
 
         self._metrics.add(self.learner.pretrain(show))
-        self._publish()
         self._save()
+        if not self.learner.is_pretrained:  # it broke, and begins again
+            return
+        self._publish()
         self._guarded(lambda: fit_judge(self, self._beat))
         self._begin_looking()
 
@@ -266,9 +269,9 @@ class LearnerProcess:
             if not self._recovery.has_failed:
                 self._begin_anew()
             return
-        keep = self.config.keep_checkpoints
+        keep, everything = self.config.keep_checkpoints, {"learner": meta, "watch": self._recovery.state()}
         if self._guarded(
-            lambda: save_checkpoint(self.run.checkpoints, self.learner.steps, tensors, {"learner": meta}, keep=keep)
+            lambda: save_checkpoint(self.run.checkpoints, self.learner.steps, tensors, everything, keep=keep)
         ):
             self._board["learner.checkpoint_step"] = self.learner.steps
             self._recovery.saved()
@@ -297,7 +300,8 @@ class LearnerProcess:
     def _begin_anew(self) -> None:
         """After going back: what acts is what is learned on from."""
         self._begin_looking()
-        self._publish()
+        if self.learner.is_pretrained:
+            self._publish()
 
     def _note_recovery(self) -> None:
         self._board["learner.rollbacks"] = self._recovery.times

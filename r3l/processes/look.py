@@ -23,8 +23,8 @@ from r3l.task import Task
 Record = dict[str, Any]
 RECENT_S, RECENT_ROWS = 10.0, 400
 """What counts as recent for the rate of env steps."""
-TAIL_BYTES = 1 << 18
-"""How much of the end of a file of JSON lines is read."""
+TAIL_BYTES, EVENT_BYTES = 1 << 18, 1 << 22
+"""How much of the end of a file of JSON lines is read, and of the events: more than a year has."""
 COLUMNS = ("sequence", "segment", "step", "phase", "written_s")
 
 
@@ -84,7 +84,7 @@ def look(run: Run) -> Look:
         pid=holder(run),
         board=_board(run.board),
         rows=_newest_rows(run.experience),
-        events=_tail(run.events),
+        events=_tail(run.events, EVENT_BYTES),
         metrics=_tail(run.metrics),
         evaluations=_tail(run.evaluations),
         task=_task(run.config.task),
@@ -133,10 +133,10 @@ def _newest_rows(path: Path) -> list[Record]:
     return [record for record in records if all(_number(value) is not None for value in record.values())]
 
 
-def _tail(path: Path) -> list[Record]:
+def _tail(path: Path, most: int = TAIL_BYTES) -> list[Record]:
     try:
         with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
+            file.seek(max(file.seek(0, os.SEEK_END) - most, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from r3l.config import MANY
 from r3l.experience import PHASES
 from r3l.processes.board import PROCESSES, SLOTS, State
 from r3l.processes.look import Look, Record, look
-from r3l.processes.status_page import render
+from r3l.processes.status_page import WIDTH, render
 from r3l.run import Run
 from r3l.storage import RESERVE_BYTES, folder_bytes, forecast, quota_bytes, room_left
 
@@ -28,6 +29,7 @@ LOOK_S, WATCH_S = 0.5, 1.0
 WATCHED_LOOKS = 10
 """Looks over which rates are taken while somebody watches."""
 EVENTS = 5
+LEAST_WIDTH = 40
 WORDS = {State.PAUSED: "paused", State.RELAXED: "relaxed", State.STARTING: "starting", State.ABSENT: "starting"}
 WAITS = (State.LEARNER_AWAY, State.DISK_FULL, State.CHECK_FAILED, State.STUCK)
 """What an actor waits for that may not come by itself."""
@@ -42,7 +44,7 @@ def show(run: Run, *, watch: bool, as_json: bool) -> int:
         while True:
             looks.append(look(run))
             found = describe(looks[-1], looks[0] if watch else None)
-            page = json.dumps(found, indent=None if watch else 2) if as_json else render(found)
+            page = json.dumps(found, indent=None if watch else 2) if as_json else render(found, _columns())
             if not watch:
                 print(page)
                 break
@@ -51,8 +53,15 @@ def show(run: Run, *, watch: bool, as_json: bool) -> int:
     return 0
 
 
+def _columns() -> int:
+    """Return how wide the page may be."""
+    columns: int = shutil.get_terminal_size().columns
+    return max(min(WIDTH, columns), LEAST_WIDTH)
+
+
 def _redraw(page: str, *, is_line: bool) -> None:
     if sys.stdout.isatty() and not is_line:
+        page = "\n".join(page.split("\n")[: shutil.get_terminal_size().lines - 1])
         # To the top, every line to its end, then what is left of the screen: nothing flickers.
         page = "\x1b[H" + page.replace("\n", "\x1b[K\n") + "\x1b[K\x1b[J"
     print(page, end="\n" if is_line else "\n\n", flush=True)

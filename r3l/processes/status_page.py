@@ -1,4 +1,4 @@
-"""The page that shows people how a run is doing: plain text, 80 columns."""
+"""The page that shows people how a run is doing: plain text, 80 columns or as many as there are."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ LEAST_FOLDER = 20
 NOTHING = "-"
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """Return the page of what `r3l.processes.status.collect` found."""
-    lines = [_head(found)]
+def render(found: Mapping[str, Any], width: int = WIDTH) -> str:
+    """Return the page of what `r3l.processes.status.collect` found, at most so many columns wide."""
+    lines = [_head(found, width)]
     for name, text in _lines(found):
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{name:<{LABEL}}", subsequent_indent=" " * LABEL)
+        label, indent = f"{name:<{LABEL}}", " " * LABEL
+        lines += textwrap.wrap(plain(text), width, initial_indent=label, subsequent_indent=indent)
     lines += [_event(event) for event in found["events"]]
-    return "\n".join(line[: WIDTH - 1] + "…" if len(line) > WIDTH else line for line in lines)
+    return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in lines)
 
 
-def _head(found: Mapping[str, Any]) -> str:
-    state = found["state"] + (f": {found['reason']}" if found["reason"] else "")
-    folder, room = found["run"], max(WIDTH - len(state) - 3, LEAST_FOLDER)
+def plain(text: str) -> str:
+    """Return text on one line, without what a terminal would obey or could not show."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+
+
+def _head(found: Mapping[str, Any], width: int) -> str:
+    state = plain(found["state"] + (f": {found['reason']}" if found["reason"] else ""))
+    folder, room = plain(found["run"]), max(width - len(state) - 3, LEAST_FOLDER)
     return f"{folder if len(folder) <= room else '…' + folder[1 - room :]}  {state}"
 
 
@@ -111,7 +117,7 @@ def _disk(disk: Mapping[str, Any]) -> str:
 
 def _event(event: Mapping[str, str]) -> str:
     day, _, clock = event["time"].partition("T")
-    return f"{day[5:]} {clock[:5]} {event['kind']:<11} {' '.join(event['message'].split())}"
+    return f"{plain(day[5:])} {plain(clock[:5])} {plain(event['kind']):<11} {plain(event['message'])}"
 
 
 def _figure(value: float | None, form: str) -> str:
