@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(one_line(error)) from error
 
 
@@ -118,6 +120,31 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors,
     if candidates:
         raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be used; see events.jsonl")
     return None
+
+
+def restore_newest(
+    folder: Path, warn: Callable[[str], None], restore: Callable[[Tensors, dict[str, Any]], None]
+) -> bool:
+    """Go on from the newest checkpoint that verifies and that `restore` takes; False where there is none at all.
+
+    `warn` is told of each one that is passed over; it is put out of use, so that it takes no good one's place. Raises
+    CheckpointError when there are checkpoints and none can be used.
+    """
+    candidates, passed = newest_first(folder), list[Path]()
+    for path in candidates:
+        try:
+            restore(*read_checkpoint(path))
+        except CheckpointError as error:
+            warn(f"{error}; using the previous one")
+            passed.append(path)
+            continue
+        for other in passed:
+            with suppress(OSError):
+                other.rename(other.with_name(f".{other.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"))
+        return True
+    if candidates:
+        raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be used; see events.jsonl")
+    return False
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:

@@ -137,6 +137,8 @@ class Config:
                 value = getattr(value, part)
             if not low <= value <= high:
                 raise UserError(f"config key {key!r} is {value}, expected {low} to {high}")
+        if not self.task.isprintable():
+            raise UserError(f"config key 'task' is {self.task!r}, expected a name or the path of a Python file")
         if not self.sac.hidden or min(self.sac.hidden) < 1:
             raise UserError(f"config key 'sac.hidden' is {list(self.sac.hidden)}, expected widths of 1 or more")
         if self.vae.image_size % 8:
@@ -217,7 +219,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "health.grace_steps": (0, MANY),
     "quota_gib": (0, 1e6),
     "numerics.check_every": (0, MANY),
-    "numerics.max_value": (1, 1e30),
+    "numerics.max_value": (1e-6, 1e30),
     "numerics.min_novelty": (0, 1),
     "numerics.min_spread": (0, 1),
     "numerics.max_rollbacks_per_hour": (0, 1000),

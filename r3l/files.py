@@ -58,7 +58,7 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 
 def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what has no business in a run directory, and why: links out of it, pipes and devices.
+    """Yield what has no business in a run directory, and why: links, pipes and devices.
 
     The folder itself may be reached through a link. What vanishes meanwhile is nobody's concern.
     """
@@ -69,8 +69,9 @@ def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 continue
-            if stat.S_ISLNK(mode) and not is_inside(folder, path):
-                yield path, "it is a link out of the run directory; put there what it leads to"
+            if stat.S_ISLNK(mode):  # one that stays inside would let two files be one
+                where = "a link" if is_inside(folder, path) else "a link out of the run directory"
+                yield path, f"it is {where}; put there what it leads to"
             elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
                 yield path, "it is neither a file nor a folder; remove it"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from PIL import Image
 
 from r3l.config import UserError, from_dict
 from r3l.files import is_inside, read, read_json, remove
-from r3l.images import MOST_BYTES, fit, open_image, quoted, rgb
+from r3l.images import MOST_BYTES, MOST_PIXELS, fit, open_image, quoted, rgb
 from r3l.robot import CameraSpec, SimulatedRobot
 from r3l.robot import Image as Frame
 from r3l.safety import SafeRobot
@@ -308,7 +309,12 @@ def _read_meta(folder: Path) -> GoalsMeta:
             "use the r3l they are from"
         )
     meta = from_dict(GoalsMeta, values, f"{META}.")
-    if len(meta.image) != 2 or not all(0 <= count <= MOST_IMAGES for count in (meta.train, meta.held_out)):
+    if (
+        len(meta.image) != 2
+        or min(meta.image) < 1
+        or math.prod(meta.image) > MOST_PIXELS
+        or not all(0 <= count <= MOST_IMAGES for count in (meta.train, meta.held_out))
+    ):
         raise UserError(
             f"{META} in {quoted(folder)} is damaged; expected height and width, and up to {MOST_IMAGES} images: "
             "restore it, or import its images"
@@ -321,7 +327,6 @@ def _load_part(folder: Path, part: str, count: int, image_shape: tuple[int, int]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing:
         raise UserError(f"goal image {quoted(missing)} is not a file, {META} counts it; restore it from a copy")
-    images = np.zeros((count, *image_shape, 3), np.uint8)
-    for image, path in zip(images, paths, strict=True):
-        image[:] = np.asarray(rgb(open_image(path, folder, image_shape)))
-    return images
+    # What goals.json says of sizes is believed when every image has been opened.
+    images = [np.asarray(rgb(open_image(path, folder, image_shape)), np.uint8) for path in paths]
+    return np.stack(images) if images else np.zeros((0, *image_shape, 3), np.uint8)

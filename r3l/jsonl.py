@@ -24,6 +24,11 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record).encode() + b"\n")
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the records that are of an env step; what says no whole number for it is left out."""
+    return [record for record in read_jsonl(path) if type(record.get("step")) is int and record["step"] >= 0]
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file; a line that holds none, cut off by a crash, is left out.
 

@@ -25,7 +25,7 @@ from r3l.checkpoint import (
 )
 from r3l.classifier import Classifier
 from r3l.config import Config
-from r3l.experience import PHASES, ExperienceStore, Row
+from r3l.experience import MOST_SEQUENCE, PHASES, ExperienceStore, Row
 from r3l.novelty import Novelty
 from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies
 from r3l.process import populate
@@ -211,7 +211,7 @@ class Learner:
         counters = {name: getattr(self, name) for name in COUNTERS}
         return tensors, counters | {"rng": self.rng.bit_generator.state}
 
-    def restore(self, tensors: Tensors, meta: dict[str, Any], store: ExperienceStore) -> None:
+    def restore(self, tensors: Tensors, meta: Any, store: ExperienceStore) -> None:
         """Go on from `state`, with the replay rebuilt from the store; later rows are left to `follow`.
 
         A store that lost rows since then is taken in anew, as far as `state` had got.
@@ -221,7 +221,7 @@ class Learner:
         """
         try:
             self._load(tensors, meta)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint is not of this run ({one_line(error)}); see r3l check") from error
         latents, kept = tensors["latents"].to(self.device), store.count(self.sequence)
         if kept == self.sequence and len(latents) == min(kept, self.replay.capacity):
@@ -242,6 +242,8 @@ class Learner:
         self.rng.bit_generator.state = meta["rng"]
         for name in COUNTERS:
             setattr(self, name, type(getattr(self, name))(meta.get(name, 0)))
+            if not 0 <= getattr(self, name) <= MOST_SEQUENCE:
+                raise ValueError(f"{name} is {meta[name]!r:.40}")
         if tensors["latents"].shape[1:] != self.replay.latents.shape[1:]:
             raise ValueError(f"latents are {list(tensors['latents'].shape)}")
 

@@ -177,7 +177,7 @@ def _restore(learner: Learner, store: ExperienceStore, path: Path) -> None:
     """Load one checkpoint's learner, gradients forgotten; CheckpointError where it is damaged or not finite."""
     tensors, meta = read_checkpoint(path)
     require_finite(tensors)
-    learner.restore(tensors, meta["learner"], store)
+    learner.restore(tensors, meta.get("learner"), store)
     for module in learner.modules().values():
         module.zero_grad(set_to_none=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from r3l import __version__
 from r3l.checkpoint import CheckpointError, Tensors, load_tensors, save_tensors, write_file
@@ -137,7 +137,7 @@ class Run:
 
         The system frees it when this process and all that inherited the descriptor are gone, however they ended.
         """
-        with (self.folder / "lock").open("a+") as file:
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -149,6 +149,14 @@ class Run:
             file.write(str(os.getpid()))
             file.flush()
             yield file.fileno()
+
+    def _open_lock(self) -> IO[str]:
+        """Open the file of the lock, and never what a link of that name leads to."""
+        path = self.folder / "lock"
+        try:
+            return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); remove it") from error
 
     def holder(self) -> int | None:
         """Return the process that took the lock, while it is held; None when it is free."""

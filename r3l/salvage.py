@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class Pages:
 
     def __init__(self, path: Path, page_size: int) -> None:
         self.size = page_size
-        self._file = path.open("rb")
+        self._file = open_or_empty(path)
         self._log = None
         self._frames: dict[int, int] = {}
         log = path.with_name(path.name + "-wal")
@@ -144,24 +144,37 @@ class Pages:
         assert self._log is not None
         descriptor = self._log.fileno()
         header = os.pread(descriptor, LOG_HEADER, 0)
-        if len(header) < LOG_HEADER or int.from_bytes(header[8:12], "big") != self.size:
+        first = os.pread(descriptor, FRAME_HEADER + self.size, LOG_HEADER)
+        order, is_whole = self._order(header, first)
+        if len(header) < LOG_HEADER or (is_whole and int.from_bytes(header[8:12], "big") != self.size):
             return {}
-        order = "<II" if header[:4] == LITTLE_ENDIAN_LOG else ">II"
+        salt = header[16:24] if is_whole else first[8:16]
         found: dict[int, int] = {}
         pending: dict[int, int] = {}
         at, before = LOG_HEADER, header[24:32]
         while len(frame := os.pread(descriptor, FRAME_HEADER + self.size, at)) == FRAME_HEADER + self.size:
             number, is_commit = struct.unpack(">II", frame[:8])
-            if frame[8:16] != header[16:24]:  # of an older use of the file
-                break
             # Each checksum goes on from the one before: held against that, one that is wrong costs its own frame alone.
-            if frame[16:24] == checksum(before, frame[:8] + frame[FRAME_HEADER:], order):
+            follows = frame[16:24] == checksum(before, frame[:8] + frame[FRAME_HEADER:], order)
+            if frame[8:16] != salt and not follows:  # of an older use of the file
+                break
+            if follows:
                 pending[number] = at + FRAME_HEADER
             at, before = at + len(frame), frame[16:24]
             if is_commit:
                 found |= pending
                 pending = {}
         return found
+
+    def _order(self, header: bytes, first: bytes) -> tuple[str, bool]:
+        """Return the order of bytes in a log's checksums, and whether its header is whole."""
+        for order in ("<II", ">II"):
+            if len(header) == LOG_HEADER and checksum(bytes(8), header[:24], order) == header[24:32]:
+                return order, True
+        for order in ("<II", ">II"):  # no byte of the header can be trusted: ask the first frame
+            if first[16:24] == checksum(header[24:32], first[:8] + first[FRAME_HEADER:], order):
+                return order, False
+        return ("<II" if header[:4] == LITTLE_ENDIAN_LOG else ">II"), False
 
 
 def checksum(before: bytes, content: bytes, order: str) -> bytes:
@@ -195,7 +208,7 @@ def salvage(damaged: Path, fresh: Path, layout: Layout) -> Extent:
 
 def rows(path: Path, layout: Layout) -> Iterator[Values]:
     """Yield the whole rows in the leaves of a store, in their order, whatever else in the file is damaged."""
-    with path.open("rb") as file:
+    with open_or_empty(path) as file:
         said = int.from_bytes(file.read(18)[16:], "big")
     best: dict[int, list[tuple[int, int]]] = {}
     for size in {USUAL_PAGE_SIZE, 65536 if said == 1 else said} & PAGE_SIZES:
@@ -211,6 +224,11 @@ def rows(path: Path, layout: Layout) -> Iterator[Values]:
             read = (decoded(sequence, payload(pages, *place)) for place in best[sequence])
             whole = (values for values in read if values is not None and layout.fault(values) is None)
             yield from islice(whole, 1)
+
+
+def open_or_empty(path: Path) -> IO[bytes]:
+    """Open a file to be read; one that is not there, though its log may be, is empty."""
+    return open(path if path.exists() else os.devnull, "rb")
 
 
 def find(pages: Pages, layout: Layout) -> dict[int, list[tuple[int, int]]]:

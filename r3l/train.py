@@ -15,7 +15,15 @@ from tqdm import tqdm
 from r3l.actor import Actor
 from r3l.body import Body
 from r3l.care import Care
-from r3l.checkpoint import Tensors, load_checkpoint, save_checkpoint, under_prefix, with_prefix
+from r3l.checkpoint import (
+    CheckpointError,
+    Tensors,
+    one_line,
+    restore_newest,
+    save_checkpoint,
+    under_prefix,
+    with_prefix,
+)
 from r3l.config import UserError
 from r3l.experience import ExperienceStore
 from r3l.goals import load_goals
@@ -25,7 +33,7 @@ from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.progress import progress_bar
 from r3l.registry import load_task
-from r3l.robot import SimulatedRobot
+from r3l.robot import RobotError, SimulatedRobot
 from r3l.rollback import Recovery
 from r3l.run import Run
 from r3l.truth import TruthRecorder
@@ -104,13 +112,17 @@ class Training:
 
     def restore(self) -> None:
         """Go on from the newest good checkpoint, if there is one; steps stored after it are learned from again."""
-        found = load_checkpoint(self.run.checkpoints, self._warn)
-        if found is not None:
-            self._restore(*found)
+        restore_newest(self.run.checkpoints, self._warn, self._restore)
         self.learner.follow(self.store)
 
     def _restore(self, tensors: Tensors, meta: dict[str, Any]) -> None:
-        self.learner.restore(tensors, meta["learner"], self.store)
+        self.learner.restore(tensors, meta.get("learner"), self.store)
+        try:
+            self._restore_acting(tensors, meta)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RobotError) as error:
+            raise CheckpointError(f"the checkpoint is not of this run ({one_line(error)}); see r3l check") from error
+
+    def _restore_acting(self, tensors: Tensors, meta: dict[str, Any]) -> None:
         self.recovery.restore(meta.get("watch"))
         is_same = False
         if isinstance(self.robot, SimulatedRobot):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from r3l.audit import (
     SIBLINGS,
@@ -25,10 +23,21 @@ from r3l.audit import (
     audit_whole,
     require_size,
 )
-from r3l.checkpoint import LATEST, CheckpointError, one_line, read_checkpoint, require_finite, sync_folder, write_file
+from r3l.checkpoint import (
+    LATEST,
+    NAME,
+    CheckpointError,
+    load_tensors,
+    one_line,
+    read_checkpoint,
+    require_finite,
+    sync_folder,
+    write_file,
+)
 from r3l.config import UserError
 from r3l.files import strangers
 from r3l.goals import HELD_OUT, META, TRAIN, load_goals
+from r3l.jsonl import MOST_BYTES
 from r3l.judge import Judge
 from r3l.processes import weights
 from r3l.registry import load_task
@@ -39,6 +48,13 @@ from r3l.salvage import Extent, Layout, salvage
 MIB, GIB = 1 << 20, 1 << 30
 MOST_JSON_BYTES, MOST_TENSOR_BYTES, MOST_LINE_BYTES = MIB, 4 * GIB, MIB
 LINES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
+GOALS_PART = ".goals.part-*"
+LEFT_OVER = re.compile(
+    r"(config\.json|deadline\.json|board|world|latest|report\.html|film\.webp|experience\.(sqlite|mending)"
+    r"|(metrics|evaluations|events)\.jsonl|(judge|acting|step-[0-9]{8,18})\.safetensors)\.part"
+)
+EXCHANGE = "experience.mending"
+"""There while a damaged store is exchanged; it names where the damaged one goes."""
 
 Kind = Literal["note", "mended", "broken"]
 
@@ -125,36 +141,75 @@ class Inspection:
         return ", ".join(f"{count} {name}" for name, count in self._counts.items())
 
     def look(self) -> None:
-        """Look at every file."""
-        self._look_at_leftovers()
-        layout = self._look_at_goals()
-        self._look_at_checkpoints()
-        if layout is not None:
-            self._look_at_experience(layout)
-        self._look_at_weights()
-        self._look_at_judge()
-        self._look_at_truth()
-        for name in LINES:
-            self._look_at_lines(self._run.folder / name)
+        """Look at every file, whatever is wrong with the others."""
+        run, layouts = self._run, list[Layout | None]()
+        self._guarded(run.experience, self._look_at_exchange)
+        self._guarded(run.folder, self._look_at_leftovers)
+        self._guarded(run.folder, self._look_at_folders)
+        self._guarded(run.goals, lambda: layouts.append(self._look_at_goals()))
+        self._guarded(run.checkpoints, self._look_at_checkpoints)
+        for layout in layouts:
+            if layout is not None:
+                self._guarded(run.experience, lambda known=layout: self._look_at_experience(known))  # type: ignore[misc]
+        self._guarded(run.weights, self._look_at_weights)
+        self._guarded(run.judge, self._look_at_judge)
+        self._guarded(run.truth, self._look_at_truth)
+        for path in (run.folder / name for name in LINES):
+            self._guarded(path, lambda known=path: self._look_at_lines(known))  # type: ignore[misc]
+
+    def _guarded(self, path: Path, look: Callable[[], object]) -> None:
+        """Look at something; what no look foresaw is something wrong with it."""
+        try:
+            look()
+        except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+            self._say(path, "broken", f"it cannot be looked at ({one_line(error)}); restore it from a copy")
 
     def _say(self, path: Path, kind: Kind, message: str) -> None:
         self.found.append(Finding(str(path.relative_to(self._run.folder)), kind, message))
 
     def _set_aside(self, path: Path, *, prefix: str = "") -> str:
         """Rename a file, and what SQLite keeps beside it; return its new name. A dry run says it alone."""
-        stem = f"{prefix}{path.name}.damaged-{self._stamp}"
-        names = (stem, *(f"{stem}.{number}" for number in range(1, 1000)))
-        name = next(name for name in names if not os.path.lexists(path.with_name(name)))
+        name = free_aside(path, f"{prefix}{path.name}.damaged-{self._stamp}")
         for sibling in SIBLINGS:
             old = path.with_name(path.name + sibling)
             if not self._is_dry and os.path.lexists(old):
                 old.rename(path.with_name(name + sibling))
         return name
 
+    def _look_at_exchange(self) -> None:
+        """Undo an exchange of the store that was cut off: what was damaged comes back, and is salvaged again."""
+        marker, path = self._run.folder / EXCHANGE, self._run.experience
+        aside = small_text(marker)
+        if not marker.exists():
+            return
+        self._say(path, "mended", "a repair of it was cut off; it begins anew")
+        if self._is_dry:
+            return
+        if aside.startswith(f"{path.name}.damaged-") and "/" not in aside and not path.exists():
+            for sibling in SIBLINGS:
+                old = path.with_name(aside + sibling)
+                if old.exists():
+                    old.rename(path.with_name(path.name + sibling))
+        sync_folder(path.parent)
+        marker.unlink()
+
+    def _look_at_folders(self) -> None:
+        """Take folders out of use that stand where a file belongs."""
+        run = self._run
+        stores = [path.with_name(path.name + each) for path in (run.experience, run.truth) for each in SIBLINGS]
+        others = [run.folder / name for name in (*LINES, "deadline.json", "board", "world", "report.html")]
+        for path in (*stores, *others, run.checkpoints / LATEST, run.acting_weights, run.judge):
+            if path.is_dir():
+                aside = free_aside(path, f"{path.name}.damaged-{self._stamp}")
+                self._say(path, "mended", f"it is a folder where a file belongs; out of use as {aside}")
+                if not self._is_dry:
+                    path.rename(path.with_name(aside))
+
     def _look_at_leftovers(self) -> None:
         run = self._run
         parts = (place.glob("*.part") for place in (run.folder, run.weights, run.checkpoints))
-        for path in chain(*parts, run.folder.glob(".goals.part-*")):
+        hidden = run.checkpoints.glob(".step-*.part")
+        for path in chain((path for path in chain(*parts) if is_left_over(path)), hidden, run.folder.glob(GOALS_PART)):
             self._say(path, "mended", "left over from a write that was cut off; removed")
             if not self._is_dry:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -181,7 +236,7 @@ class Inspection:
 
     def _look_at_checkpoints(self) -> None:
         run, good = self._run, list[str]()
-        found = sorted(path for path in run.checkpoints.glob("step-*") if path.is_dir())
+        found = sorted(path for path in run.checkpoints.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
         for path in found:
             try:
                 self._learned = max(self._learned, learned_from(path))
@@ -237,10 +292,13 @@ class Inspection:
                 path, "broken", f"{damage}; no row of it can be read, so it is left alone: restore it from a copy"
             )
             return
+        if not self._is_dry:
+            write_file(path.with_name(EXCHANGE), free_aside(path, f"{path.name}.damaged-{self._stamp}").encode())
         aside = self._set_aside(path)
         if not self._is_dry:
             fresh.rename(path)
             sync_folder(path.parent)
+            path.with_name(EXCHANGE).unlink()
         self._counts["rows"] = saved.rows
         lost = max(saved.last, self._learned) - saved.rows
         self._say(path, "mended", f"{damage}; {saved.rows} rows saved, {lost} lost; the damaged one is {aside}")
@@ -252,9 +310,9 @@ class Inspection:
             is_acting = path == run.acting_weights
             try:
                 require_size(path, MOST_TENSOR_BYTES)
-                require_finite(weights.read(path).tensors if is_acting else load_file(path))
+                require_finite(weights.read(path).tensors if is_acting else load_tensors(path)[0])
                 count += 1
-            except (CheckpointError, DamagedError, SafetensorError, OSError) as error:
+            except (CheckpointError, DamagedError, OSError, ValueError) as error:
                 aside = self._set_aside(path)
                 after = "the learner publishes them anew" if is_acting else "they cannot be evaluated"
                 self._say(path, "mended", f"{one_line(error)}; out of use as {aside}: {after}")
@@ -281,6 +339,11 @@ class Inspection:
         """Look at a file of JSON lines: readers pass over a line that is cut off, but stumble over other rubbish."""
         if not path.exists():
             return
+        try:
+            require_size(path, MOST_BYTES)
+        except DamagedError as error:
+            self._say(path, "broken", f"{one_line(error)}: move it away")
+            return
         kinds = [kind_of(line) for line in lines(path)]
         if "torn" in kinds:
             self._say(
@@ -297,6 +360,17 @@ class Inspection:
             path.with_name(path.name + ".part").rename(path)
         rubbish = f"{kinds.count('rubbish')} of its {len(kinds)} lines hold no record"
         self._say(path, "mended", f"{rubbish}; it goes on without them, {aside} has them")
+
+
+def free_aside(path: Path, stem: str) -> str:
+    """Return a name beside `path` that begins with `stem`, and that nothing has."""
+    names = (stem, *(f"{stem}.{number}" for number in range(1, 1000)))
+    return next(name for name in names if not os.path.lexists(path.with_name(name)))
+
+
+def is_left_over(path: Path) -> bool:
+    """Return whether this is a write of ours that was cut off: what anybody else put there is left alone."""
+    return path.is_file() and LEFT_OVER.fullmatch(path.name) is not None
 
 
 def siblings(path: Path) -> list[Path]:
@@ -323,7 +397,7 @@ def image_size(goals: Path) -> tuple[int, int]:
         saved: dict[str, Any] = json.loads(small_text(goals / META))
         height, width = (int(side) for side in saved["image"])
         counts = {part: int(saved[name]) for part, name in ((TRAIN, "train"), (HELD_OUT, "held_out"))}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedError(f"{META} is missing or damaged; restore it, or import its images anew") from error
     for part, count in counts.items():
         found = len(list((goals / part).glob("*.png")))
@@ -339,9 +413,12 @@ def learned_from(path: Path) -> int:
     tensors, meta = read_checkpoint(path)
     require_finite(tensors)
     try:
-        return int(meta["learner"]["sequence"])
-    except (ValueError, KeyError, TypeError) as error:
+        learned = int(meta["learner"]["sequence"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedError("it does not say what it has learned from") from error
+    if learned < 0:
+        raise DamagedError(f"it has learned from {learned} rows")
+    return learned
 
 
 def lines(path: Path) -> Iterator[bytes]:

@@ -137,7 +137,7 @@ def test_a_robot_that_was_relaxed_is_not_moved_before_its_readings_are_fit(
 ) -> None:
     bench, is_fit = benches(home=True), False
     sent: list[FloatArray] = []
-    real = bench.robot.command
+    real: Callable[[FloatArray], FloatArray] = bench.robot.command
 
     def command(target_rad: FloatArray) -> FloatArray:
         sent.append(target_rad)

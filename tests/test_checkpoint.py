@@ -24,6 +24,7 @@ from r3l.checkpoint import (
     load_optimiser,
     missing_keys,
     optimiser_tensors,
+    restore_newest,
     save_checkpoint,
     save_tensors,
     under_prefix,
@@ -480,3 +481,35 @@ def test_prefixes_join_and_part_names() -> None:
     assert set(tensors) == {"a/x", "ab/y"}
     assert set(under_prefix("a", tensors)) == {"x"}
     assert missing_keys(tensors, ("a", "ab", "b")) == ["b"]
+
+
+def test_a_checkpoint_that_is_whole_but_of_no_use_is_passed_over_and_takes_no_good_ones_place(tmp_path: Path) -> None:
+    for step in range(1, 4):
+        save(tmp_path, step)
+    warnings: list[str] = []
+    taken: list[int] = []
+
+    def restore(tensors: Tensors, meta: dict[str, Any]) -> None:
+        if meta["step"] > 1:
+            raise CheckpointError(f"checkpoint {meta['step']} is not of this run")
+        taken.append(meta["step"])
+
+    assert restore_newest(tmp_path, warnings.append, restore)
+    assert taken == [1]
+    assert len(warnings) == 2
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000001"]
+    for step in range(4, 7):
+        save(tmp_path, step)
+    assert [loaded_step(tmp_path), len(list(tmp_path.glob("step-*")))] == [6, 3]
+
+
+def test_where_no_checkpoint_is_of_use_all_stay(tmp_path: Path) -> None:
+    def refuse(tensors: Tensors, meta: dict[str, Any]) -> None:
+        raise CheckpointError("not of this run")
+
+    assert not restore_newest(tmp_path, pytest.fail, refuse)
+    for step in (1, 2):
+        save(tmp_path, step)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        restore_newest(tmp_path, lambda warning: None, refuse)
+    assert len(list(tmp_path.glob("step-*"))) == 2

@@ -357,10 +357,24 @@ def test_a_relative_link_out_and_a_pipe_are_refused_in_one_line(run: Run, outsid
     assert name in one_line(error.value)
 
 
-def test_a_run_reached_through_a_link_and_a_link_within_one_are_used(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["config.json", "."])
+def test_a_link_within_a_run_is_refused(run: Run, target: str) -> None:
+    (run.folder / "notes").symlink_to(target)
+    with pytest.raises(UserError, match="'notes' in it: it is a link; put there what it leads to"):
+        Run.open(run.folder)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(run: Run, outside: Path) -> None:
+    before = (outside / "secret").read_bytes()
+    (run.folder / "lock").unlink(missing_ok=True)
+    (run.folder / "lock").symlink_to(outside / "secret")
+    with pytest.raises(UserError, match="lock cannot be opened"), run.lock():
+        pass
+    assert (outside / "secret").read_bytes() == before
+
+
+def test_a_run_reached_through_a_link_is_used(run: Run, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(run.folder.parent)
-    (run.folder / "notes").symlink_to("config.json")
-    (run.folder / "here").symlink_to(run.folder)
     found = Run.open(tmp_path / "linked" / "first")
     assert found.config == TINY
     checkpoint(found.checkpoints, 2)

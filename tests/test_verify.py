@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -566,10 +566,157 @@ def test_a_link_out_of_the_run_is_refused(folder: Path, tmp_path: Path, capsys: 
     assert kept == (outside.read_bytes() if outside.is_file() else None)
 
 
-def test_a_link_within_the_run_is_followed(folder: Path, capsys: Output) -> None:
-    (folder / "judge.safetensors").rename(folder / "judge-1.safetensors")
-    (folder / "judge.safetensors").symlink_to("judge-1.safetensors")
-    assert checked(folder, capsys)[0] == 0
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "checkpoints/latest"])
+def test_a_link_within_the_run_is_refused_for_what_is_written_there_would_be_lost(
+    folder: Path, capsys: Output, name: str
+) -> None:
+    store = folder / "experience.sqlite"
+    before = store.read_bytes()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(store)
+    code, lines = checked(folder, capsys)
+    assert code == 2
+    assert lines[0] == f"{name}: cannot be mended: it is a link; put there what it leads to"
+    assert store.read_bytes() == before
+
+
+LOG_HEADER, FRAME = 32, 24 + PAGE
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 8, 11, 12, 16, 20, 24, 28])
+def test_a_bit_turned_in_the_logs_header_costs_no_row(folder: Path, capsys: Output, at: int) -> None:
+    before, log = stored(folder), folder / "experience.sqlite-wal"
+    content = bytearray(log.read_bytes())
+    content[at] ^= 1
+    log.write_bytes(content)
+    (folder / "experience.sqlite-shm").unlink(missing_ok=True)
+    code, lines = checked(folder, capsys)
+    assert code == 0, lines
+    assert_all_kept(stored(folder), before)
+
+
+@pytest.mark.parametrize("at", [8, 12])
+def test_a_bit_turned_in_the_salt_of_a_frame_costs_no_row(folder: Path, capsys: Output, at: int) -> None:
+    before, log = stored(folder), folder / "experience.sqlite-wal"
+    content = bytearray(log.read_bytes())
+    content[LOG_HEADER + 20 * FRAME + at] ^= 1
+    log.write_bytes(content)
+    (folder / "experience.sqlite-shm").unlink(missing_ok=True)
+    code, lines = checked(folder, capsys)
+    assert code == 0, lines
+    assert_all_kept(stored(folder), before)
+
+
+def assert_all_kept(found: dict[int, Row], before: dict[int, Row]) -> None:
+    assert found.keys() == before.keys()
+    assert all(same(found[sequence], before[sequence]) for sequence in before)
+
+
+def test_a_log_whose_store_is_gone_gives_its_rows(folder: Path, capsys: Output) -> None:
+    (folder / "experience.sqlite").unlink()
+    code, lines = checked(folder, capsys)
+    assert code == 0, lines
+    assert stored(folder)
+
+
+@pytest.mark.parametrize("stops", range(1, 6))
+def test_a_repair_that_is_cut_off_anywhere_is_done_by_the_next_one(
+    folder: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, stops: int
+) -> None:
+    store = folder / "experience.sqlite"
+    with store.open("r+b") as file:
+        file.seek(20 * PAGE)
+        file.write(b"\xff" * PAGE)
+    whole = shutil.copytree(folder, folder.with_name("whole"))
+    assert check(whole, is_dry=False) == 0
+    expected = stored(whole)
+    assert expected
+    renames = 0
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += self.name.startswith("experience")
+        if renames == stops:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with suppress(KeyboardInterrupt):
+        check(folder, is_dry=False)
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert check(folder, is_dry=False) == 0, capsys.readouterr().out
+    assert_all_kept(stored(folder), expected)
+    assert not (folder / "experience.mending").exists()
+    assert check(folder, is_dry=False) == 0
+
+
+def test_what_r3l_did_not_write_is_left_alone(folder: Path, capsys: Output) -> None:
+    ours = [folder / "config.json.part", folder / "weights" / "acting.safetensors.part"]
+    theirs = [folder / "thesis.part" / "chapter", folder / "weights" / "download.part", folder / "notes.part"]
+    theirs.append(folder / "checkpoints" / "step-notes" / "mine")
+    for path in (*ours, *theirs):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert check(folder, is_dry=False) == 0
+    assert [path.read_text() for path in theirs] == ["mine"] * 4
+    assert not any(path.exists() for path in ours)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("experience.sqlite", "experience.sqlite-wal", "experience.sqlite-shm", "experience.sqlite-journal"),
+        *("metrics.jsonl", "events.jsonl", "checkpoints/latest", "judge.safetensors", "weights/acting.safetensors"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_put_out_of_use(folder: Path, capsys: Output, name: str) -> None:
+    path = folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "kept").write_text("mine")
+    capsys.readouterr()
+    check(folder, is_dry=False)
+    shown = capsys.readouterr().out
+    assert "it is a folder where a file belongs; out of use" in shown
+    assert not path.is_dir()
+    assert [each.read_text() for each in folder.rglob("kept")] == ["mine"]
+
+
+def test_whatever_numbers_say_is_a_finding_and_no_traceback(folder: Path, capsys: Output) -> None:
+    goals = folder / "goals" / "goals.json"
+    said = json.loads(goals.read_text())
+    for wrong in ({"image": [float("inf"), 64]}, {"image": [10**6, 10**6]}, {"image": [-1, 64]}, {"train": 1e400}):
+        goals.write_text(json.dumps(said | wrong))
+        assert check(folder, is_dry=False) == 2
+        assert "goals: cannot be mended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sequence", ["Infinity", "1e400", "-5", "null"])
+def test_a_checkpoint_that_says_nonsense_is_passed_over(folder: Path, capsys: Output, sequence: str) -> None:
+    newest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()
+    resign(newest, (newest / "meta.json").read_text(), sequence)
+    assert check(folder, is_dry=False) == 0
+    assert f"checkpoints/{newest.name}: mended" in capsys.readouterr().out
+
+
+def resign(path: Path, meta: str, sequence: str) -> None:
+    """Let a checkpoint say another sequence number, with a manifest that fits."""
+    values = json.loads(meta)
+    values["learner"]["sequence"] = "SEQUENCE"
+    content = json.dumps(values).replace('"SEQUENCE"', sequence).encode()
+    (path / "meta.json").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["meta.json"] = hashlib.sha256(content).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_file_of_lines_without_end_is_not_read(folder: Path, capsys: Output) -> None:
+    with (folder / "metrics.jsonl").open("wb") as file:
+        file.truncate(10**12)
+    assert check(folder, is_dry=False) == 2
+    assert "metrics.jsonl: cannot be mended: it has" in capsys.readouterr().out
 
 
 def test_a_pipe_is_refused_and_not_waited_for(folder: Path, capsys: Output) -> None:

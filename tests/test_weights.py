@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import save
 
 from r3l.checkpoint import CheckpointError, Tensors
 from r3l.learner import Learner
@@ -177,3 +178,13 @@ def test_a_reader_sees_the_old_or_the_new(tmp_path: Path, good: Tensors, spec: R
     assert warnings == []
     assert seen == sorted(seen)
     assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("missing", ["version", "step", "sha256"])
+def test_weights_that_do_not_say_what_they_are_are_not_taken_up(actor: Actor, good: Tensors, missing: str) -> None:
+    publish(actor.path, good, version=3, step=70)
+    assert actor.look() == 3
+    meta = {name: "4" for name in ("version", "step", "sha256") if name != missing}
+    actor.path.write_bytes(save({name: tensor.contiguous() for name, tensor in good.items()}, meta))
+    assert actor.look() == 3
+    assert "act on" in actor.warnings[-1]

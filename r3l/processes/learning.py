@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from r3l.body import leaves_a_core
-from r3l.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from r3l.checkpoint import CheckpointError, Tensors, restore_newest, save_checkpoint
 from r3l.coverage import CELLS, Coverage
 from r3l.evaluate import load_judge
 from r3l.experience import ExperienceStore, StoreError
@@ -86,7 +87,8 @@ class LearnerProcess:
         self._publications = Timer(config.supervision.publish_every_s)
         self._checkpoints = Timer(config.supervision.checkpoint_every_s)
         self._version = 0
-        self._disk_fails = False
+        self._unwritten: set[str] = set()
+        """What the disk did not take."""
 
     def __enter__(self) -> LearnerProcess:
         return self
@@ -112,13 +114,10 @@ class LearnerProcess:
         board["learner.state"] = State.LOADING
         self._store = self._await_store()
         self._stack.callback(self._store.close)
-        found = load_checkpoint(run.checkpoints, lambda message: self._tell("checkpoint", message))
-        if found is not None:
-            learner.restore(found[0], found[1]["learner"], self._store)
-            self._recovery.restore(found[1].get("watch"))
+        if restore_newest(run.checkpoints, lambda message: self._tell("checkpoint", message), self._restore):
             board["learner.checkpoint_step"] = learner.steps
         if not run.snapshot_path(0).exists() and not learner.updates:
-            self._guarded(lambda: run.save_weights(0, learner.weights()))
+            self._guarded("weights", lambda: run.save_weights(0, learner.weights()))
         try:
             self._version = read(run.acting_weights).version
         except CheckpointError:
@@ -126,10 +125,14 @@ class LearnerProcess:
         self._is_whole = True
         if learner.is_pretrained:
             self._publish()
-            self._guarded(lambda: fit_judge(self, self._beat))
+            self._guarded("judge", lambda: fit_judge(self, self._beat))
         self._begin_looking()
         self._note()
         board["learner.ready"] = 1
+
+    def _restore(self, tensors: Tensors, meta: dict[str, Any]) -> None:
+        self.learner.restore(tensors, meta.get("learner"), self._store)
+        self._recovery.restore(meta.get("watch"))
 
     def _await_store(self) -> ExperienceStore:
         """Open the experience store, once the actor has made it."""
@@ -201,10 +204,10 @@ class LearnerProcess:
         config = self.config
         if step % METRICS_EVERY == 0:
             self._metrics.add(self._numbers())
-            self._guarded(lambda: self._metrics.on_step(step))
-        self._guarded(lambda: self._health.on_step(step))
+            self._guarded("metrics", lambda: self._metrics.on_step(step))
+        self._guarded("health", lambda: self._health.on_step(step))
         if config.evaluate_every and step % config.evaluate_every == 0:
-            self._guarded(lambda: self.run.save_weights(step, self.learner.weights()))
+            self._guarded("weights", lambda: self.run.save_weights(step, self.learner.weights()))
         if step % config.checkpoint_every == 0:
             self._save()
 
@@ -236,7 +239,7 @@ class LearnerProcess:
         if not self.learner.is_pretrained:  # it broke, and begins again
             return
         self._publish()
-        self._guarded(lambda: fit_judge(self, self._beat))
+        self._guarded("judge", lambda: fit_judge(self, self._beat))
         self._begin_looking()
 
     def _begin_looking(self) -> None:
@@ -259,7 +262,7 @@ class LearnerProcess:
             publish(self.run.acting_weights, weights, version=self._version + 1, step=self.learner.steps)
             self._version += 1
 
-        self._guarded(write)
+        self._guarded("acting weights", write)
 
     def _save(self) -> None:
         """Write a checkpoint of numbers that are all finite."""
@@ -271,24 +274,26 @@ class LearnerProcess:
             return
         keep, everything = self.config.keep_checkpoints, {"learner": meta, "watch": self._recovery.state()}
         if self._guarded(
-            lambda: save_checkpoint(self.run.checkpoints, self.learner.steps, tensors, everything, keep=keep)
+            "checkpoint",
+            lambda: save_checkpoint(self.run.checkpoints, self.learner.steps, tensors, everything, keep=keep),
         ):
             self._board["learner.checkpoint_step"] = self.learner.steps
             self._recovery.saved()
 
-    def _guarded(self, write: Callable[[], object]) -> bool:
-        """Write to the disk; one that fails is told once, and tried again later."""
+    def _guarded(self, what: str, write: Callable[[], object]) -> bool:
+        """Write to the disk; that it fails is told once, until what could not be written can be."""
         try:
             write()
         except OSError as error:
-            if not self._disk_fails:
+            if not self._unwritten:
                 self._tell("disk", f"the learner cannot write ({error}); it tries again: free the disk")
-            self._disk_fails = True
+            self._unwritten.add(what)
             self._checkpoints.delay(DISK_RETRY_S)
             return False
-        if self._disk_fails:
-            self._tell("disk", "over: the learner writes again")
-        self._disk_fails = False
+        if what in self._unwritten:
+            self._unwritten.discard(what)
+            if not self._unwritten:
+                self._tell("disk", "over: the learner writes again")
         return True
 
     def _tell(self, kind: str, message: str) -> None:
@@ -318,7 +323,7 @@ class LearnerProcess:
         if not self._board["learner.failure"]:
             self._save()
             if self.learner.is_pretrained:
-                self._guarded(lambda: self.run.save_weights(self.learner.steps, self.learner.weights()))
+                self._guarded("weights", lambda: self.run.save_weights(self.learner.steps, self.learner.weights()))
         self._note()
         self._sign_off()
 

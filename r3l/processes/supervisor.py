@@ -16,7 +16,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from r3l.config import UserError
-from r3l.jsonl import read_jsonl
+from r3l.jsonl import read_steps
 from r3l.processes.board import PROCESSES, Board, State, Wanted
 from r3l.processes.control import ControlServer
 from r3l.processes.notify import Notifier
@@ -59,7 +59,7 @@ class Supervisor:
         self._progress = 0.0
         robot = load_robot(run.config.robot, load_task(run.config.task))
         self._is_simulated = isinstance(robot, SimulatedRobot)
-        self._tried = {int(line["step"]) for line in read_jsonl(run.evaluations)}
+        self._tried = {line["step"] for line in read_steps(run.evaluations)}
 
     def run(self) -> str:
         """Keep the run going; return DONE, STOPPED (by people), or FAILED with the reason in the events."""

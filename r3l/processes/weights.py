@@ -65,7 +65,7 @@ def read(path: Path) -> Published:
         tensors = load(content)
         meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         found, checksum = Published(tensors, int(meta["version"]), int(meta["step"])), meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"weights {path} cannot be read ({error})") from error
     if digest(tensors) != checksum:
         raise CheckpointError(f"weights {path} are damaged: they do not match their checksum")

@@ -14,7 +14,7 @@ import numpy as np
 
 from r3l import files
 from r3l.config import Config
-from r3l.jsonl import read_jsonl
+from r3l.jsonl import read_jsonl, read_steps
 from r3l.registry import load_task
 from r3l.report.appraisal import Models
 from r3l.report.visited import MissingError, Visited, display, read_visited
@@ -131,8 +131,9 @@ class Facts:
 def read_facts(run: Run) -> Facts:
     """Read a run directory; what is not there yet is empty."""
     task = load_task(run.config.task)
-    evaluations = sorted(read_jsonl(run.evaluations), key=lambda record: record["step"])
-    metrics = sorted(read_jsonl(run.metrics), key=lambda record: record["step"])
+    evaluated = (record for record in read_steps(run.evaluations) if isinstance(record.get("success"), int | float))
+    evaluations = sorted(evaluated, key=lambda record: record["step"])
+    metrics = sorted(read_steps(run.metrics), key=lambda record: record["step"])
     return Facts(run, task, Models(run, task), evaluations, metrics, read_jsonl(run.events))
 
 
