@@ -232,6 +232,9 @@ def test_a_child_is_known_by_any_spelling_of_its_run(tmp_path: Path) -> None:
     for spelling in ("runs/one", "link", f"{run.folder}/", "runs/other/../one"):
         with subprocess.Popen([*code, spelling], cwd=tmp_path) as process:
             try:
+                end_s = time.monotonic() + 10  # until it has become another program
+                while not is_child(process.pid, run) and time.monotonic() < end_s:
+                    time.sleep(0.01)
                 assert is_child(process.pid, run), spelling
                 assert not is_child(process.pid, other)
             finally:
