@@ -425,7 +425,7 @@ def enter_observation_faults() -> None:
                 goes_on(night, seen)
                 night.wait_for(lambda: night.count(f"check-{check}") > 1, WELL_S)
 
-        does = "pause, relaxed, nothing learned" if action == "pause" else "those left out"
+        does = "pause, relaxed, nothing stored from then on" if action == "pause" else "those left out"
         fault(words, f"{does}; goes on by itself (checks.{CHECK_OF.get(name, name)})")(inject)
 
 
