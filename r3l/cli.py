@@ -26,6 +26,7 @@ from r3l.commands import (
     CheckCommand,
     Command,
     ConfigCommand,
+    EmulateCommand,
     EvaluateCommand,
     FilmCommand,
     GoalsCommand,
@@ -352,6 +353,14 @@ def tell(command: PauseCommand | ResumeCommand | RelaxCommand | StopCommand) -> 
     return 0
 
 
+def emulate(command: EmulateCommand) -> int:
+    """Emulate servos."""
+    from r3l.hardware.dynamixel.emulate import emulate as run_emulator
+
+    code: int = run_emulator(command)
+    return code
+
+
 def config(command: ConfigCommand) -> int:
     """Print a config."""
     print(json.dumps(to_dict(preset_config(command.preset, command.variant)), indent=2))
@@ -388,6 +397,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     ResumeCommand: tell,
     RelaxCommand: tell,
     StopCommand: tell,
+    EmulateCommand: emulate,
     ConfigCommand: config,
     TasksCommand: tasks,
     RobotsCommand: robots,

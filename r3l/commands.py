@@ -216,6 +216,42 @@ class RobotsCommand:
     """List the installed robots."""
 
 
+@dataclass(frozen=True)
+class EmulateCommand:
+    """Emulate Dynamixel servos on a pseudo-terminal: the driver's real bytes, and no servo.
+
+    Prints the port to open. Faults of wire and adapter are made to order; SIGUSR1 unplugs the adapter for two seconds,
+    SIGUSR2 is a short loss of power. Ends with Ctrl-C.
+    """
+
+    ids: tuple[int, ...] = (10, 11, 12, 20, 21, 22, 30, 31, 32)
+    """Servos; the same number twice is two servos of one id. D'Claw's nine by default."""
+    model: str = "XM430-W210"
+    """XM430-W210, XM430-W350 or XL330-M288."""
+    baud: int = 1_000_000
+    """Baud rate that the servos are set to; at any other they hear nothing."""
+    link: OptionalPath = None
+    """Symbolic link to the port, which stays the same when the adapter was unplugged."""
+    drop: float = 0.0
+    """Share of packets that are lost."""
+    corrupt: float = 0.0
+    """Share of packets with a bit turned."""
+    duplicate: float = 0.0
+    """Share of answers that come twice."""
+    garbage: float = 0.0
+    """Share of answers with noise before them."""
+    late: float = 0.0
+    """Share of answers that come late."""
+    late_s: float = 0.1
+    """How late, in seconds."""
+    echo: bool = False
+    """The adapter sends back what it is sent."""
+    silent: tuple[int, ...] = ()
+    """Servos that hear everything and answer nothing."""
+    seed: int = 0
+    """Of the faults."""
+
+
 Command = (
     Annotated[GoalsCommand, tyro.conf.subcommand("goals")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -228,6 +264,7 @@ Command = (
     | Annotated[RelaxCommand, tyro.conf.subcommand("relax")]
     | Annotated[StopCommand, tyro.conf.subcommand("stop")]
     | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+    | Annotated[EmulateCommand, tyro.conf.subcommand("emulate")]
     | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[RobotsCommand, tyro.conf.subcommand("robots")]

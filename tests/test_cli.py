@@ -100,7 +100,7 @@ def pictures(folder: Path, count: int) -> Path:
     ("arguments", "expected"),
     [
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--bogus"], "unknown command '--bogus'; expected one of check, config, evaluate, film, goals"),
+        (["--bogus"], "unknown command '--bogus'; expected one of check, config, emulate, evaluate, film"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
         (["train", "--task", "valve"], "unknown option '--task'; task is written without a name: r3l train TASK"),
         (["train", "--task=valve"], "task is written without a name: r3l train TASK"),

@@ -1,0 +1,1 @@
+"""DYNAMIXEL servos: packets, the bus, control tables."""

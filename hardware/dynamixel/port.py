@@ -1,0 +1,127 @@
+"""The serial port of a servo bus: opened for one process alone, read and written with deadlines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import serial
+
+from r3l.robot import RobotError
+
+READ_BYTES = 4096
+LATENCY_S = 0.016
+"""What an FTDI adapter keeps a short answer for, where nothing says otherwise."""
+
+
+class PortError(RobotError):
+    """A port cannot be opened, or is gone; the message says which and what to do."""
+
+
+class Port:
+    """A serial port. A constructor stores, `open` does I/O; an error while it is used closes it."""
+
+    def __init__(self, path: str, baud_rate: int) -> None:
+        self.path, self.baud_rate = path, baud_rate
+        self.latency_s = 0.0
+        """How long the adapter may keep an answer before it hands it over."""
+        self._serial: serial.Serial | None = None
+        self._fd = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the port can be used."""
+        return self._fd >= 0
+
+    def open(self) -> None:
+        """Open the port, for this process alone; nothing to do where it is open.
+
+        Raises:
+            PortError: there is no such port, it is another's, or this user may not open it.
+        """
+        if self.is_open:
+            return
+        try:
+            opened = serial.Serial(self.path, self.baud_rate, timeout=0, write_timeout=0, exclusive=True)
+        except (OSError, ValueError) as error:  # SerialException is an OSError
+            raise PortError(self._why(error)) from error
+        with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError):
+            opened.set_low_latency_mode(True)  # a pseudo-terminal has no such thing
+        self._serial, self._fd = opened, opened.fileno()
+        self.latency_s = self._latency_s()
+
+    def close(self) -> None:
+        """Close the port; safe to call twice."""
+        opened, self._serial, self._fd = self._serial, None, -1
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.close()
+
+    def write(self, data: bytes, deadline_s: float) -> None:
+        """Write all bytes by a moment of the monotonic clock.
+
+        Raises:
+            PortError: the port is gone, or takes nothing.
+        """
+        while data:
+            with self._lost():
+                if not select.select([], [self._fd], [], max(deadline_s - time.monotonic(), 0))[1]:
+                    raise TimeoutError("it takes no bytes")
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(self._fd, data) :]
+
+    def read(self, deadline_s: float) -> bytes:
+        """Return what has come, or comes first; nothing where nothing came by a moment of the monotonic clock.
+
+        Raises:
+            PortError: the port is gone.
+        """
+        with self._lost():
+            if not select.select([self._fd], [], [], max(deadline_s - time.monotonic(), 0))[0]:
+                return b""
+            try:
+                data = os.read(self._fd, READ_BYTES)
+            except BlockingIOError:
+                return b""
+            if not data:
+                raise OSError("the device is gone")
+            return data
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        if not self.is_open:
+            raise PortError(f"port {self.path} is not open; plug it in")
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            raise PortError(f"port {self.path} is gone ({error}); check cable and power") from error
+
+    def _why(self, error: Exception) -> str:
+        """Say why a port cannot be opened, and what to do."""
+        place = Path(self.path)
+        if isinstance(error, ValueError):
+            return f"port {self.path} cannot do {self.baud_rate} baud; set the baud rate of the servos"
+        if not place.exists():
+            found = sorted(str(each) for each in Path("/dev/serial/by-id").glob("*"))
+            ports = f"there are {', '.join(found)}" if found else "no serial adapter is plugged in"
+            return f"port {self.path} is not there; {ports}"
+        if getattr(error, "errno", None) in {13, 1}:
+            return f"port {self.path} may not be opened by this user; sudo usermod -aG dialout $USER, and log in again"
+        if getattr(error, "errno", None) in {11, 16} or "exclusively lock" in str(error):
+            return f"port {self.path} is in use by another process; stop that one first (fuser {self.path} names it)"
+        return f"port {self.path} cannot be opened ({error}); see r3l doctor"
+
+    def _latency_s(self) -> float:
+        """Return the adapter's latency; 0 where the port is no USB adapter."""
+        name = Path(os.path.realpath(self.path)).name
+        if not name.startswith("ttyUSB"):
+            return 0.0
+        try:
+            return int(Path(f"/sys/bus/usb-serial/devices/{name}/latency_timer").read_text()) / 1000
+        except (OSError, ValueError):
+            return LATENCY_S
