@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ MOST_BYTES = {TENSORS: MOST_TENSOR_BYTES, META: MOST_JSON_BYTES}
 """The files that a manifest lists, and what each may have at most."""
 NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -111,15 +112,8 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors,
 
     `warn` is told of each one that does not. Raises CheckpointError when there are checkpoints and none verifies.
     """
-    candidates = newest_first(folder)
-    for path in candidates:
-        try:
-            return read_checkpoint(path)
-        except CheckpointError as error:
-            warn(f"{error}; using the previous one")
-    if candidates:
-        raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be used; see events.jsonl")
-    return None
+    found = _first_usable(folder, warn, read_checkpoint)
+    return found[0] if found else None
 
 
 def restore_newest(
@@ -130,21 +124,27 @@ def restore_newest(
     `warn` is told of each one that is passed over; it is put out of use, so that it takes no good one's place. Raises
     CheckpointError when there are checkpoints and none can be used.
     """
+    found = _first_usable(folder, warn, lambda path: restore(*read_checkpoint(path)))
+    if found is None:
+        return False
+    for passed in found[1]:
+        with suppress(OSError):
+            passed.rename(passed.with_name(f".{passed.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"))
+    return True
+
+
+def _first_usable(folder: Path, warn: Callable[[str], None], use: Callable[[Path], T]) -> tuple[T, list[Path]] | None:
+    """Return what `use` makes of the newest checkpoint that it takes, and those passed over; None where none exists."""
     candidates, passed = newest_first(folder), list[Path]()
     for path in candidates:
         try:
-            restore(*read_checkpoint(path))
+            return use(path), passed
         except CheckpointError as error:
             warn(f"{error}; using the previous one")
             passed.append(path)
-            continue
-        for other in passed:
-            with suppress(OSError):
-                other.rename(other.with_name(f".{other.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"))
-        return True
     if candidates:
         raise CheckpointError(f"none of the {len(candidates)} checkpoints in {folder} can be used; see events.jsonl")
-    return False
+    return None
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:

@@ -99,7 +99,7 @@ class Bus:
         """Ask all servos at once who is there: by id, more than one where several have the same one."""
         self._drain()
         until_s = time.monotonic() + deadline_s
-        self._send(protocol.ping(), until_s)
+        self.port.write(protocol.ping(), until_s)
         decoder, found = Decoder(), defaultdict[int, list[Pong]](list)
         while data := self.port.read(until_s):
             for packet in decoder.feed(data):
@@ -180,7 +180,7 @@ class Bus:
             ValueError: a value is outside what the register takes; nothing is sent then.
         """
         data = {servo: register.encode(value) for servo, value in values.items()}
-        self._send(protocol.sync_write(register.address, data), time.monotonic() + DEADLINE_S)
+        self.port.write(protocol.sync_write(register.address, data), time.monotonic() + DEADLINE_S)
 
     def reboot(self, servo: int) -> None:
         """Start a servo anew. BusError where it does not answer."""
@@ -240,7 +240,7 @@ class Bus:
         """Send a request; return the answers of the sizes expected, by servo, that came in time."""
         self._drain()
         self.counts["requests"] += 1
-        self._send(request, until_s)
+        self.port.write(request, until_s)
         expected = sum(sizes.values()) + STATUS_BYTES * len(sizes)
         patience_s = self._quiet_s + self.port.latency_s + 10 * (expected + len(request)) / self.port.baud_rate
         decoder, found, received = Decoder(), dict[int, Reply](), 0
@@ -287,9 +287,6 @@ class Bus:
         while data := self.port.read(0.0):
             self.counts["late_bytes"] += len(data)
             self._sort(decoder.feed(data), {}, {})
-
-    def _send(self, request: bytes, until_s: float) -> None:
-        self.port.write(request, until_s)
 
 
 def _request(blocks: Mapping[int, Block]) -> bytes:
