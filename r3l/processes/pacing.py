@@ -18,8 +18,13 @@ OVERRUN_SHARE = 0.25
 class Schedule:
     """When the next command is due. After an overrun it begins anew, so that no burst of commands makes up for it."""
 
-    def __init__(self, period_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._period_s, self._clock = period_s, clock
+    def __init__(
+        self,
+        period_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._period_s, self._clock, self._sleep = period_s, clock, sleep
         self._due_s: float | None = None
         self.punctuality = Punctuality()
         self.on_command: Callable[[float], None] = lambda late_s: None
@@ -47,7 +52,7 @@ class Schedule:
 
     def _sleep_until(self, before_s: float) -> None:
         if self._due_s is not None:
-            time.sleep(max(self._due_s - before_s - self._clock(), 0.0))
+            self._sleep(max(self._due_s - before_s - self._clock(), 0.0))
 
     def _note(self, late_s: float) -> None:
         found = self.punctuality
@@ -65,9 +70,14 @@ class RealTime(Robot):
     an observation and the next command there is the policy's thinking alone, as on a robot that measures while moving.
     """
 
-    def __init__(self, robot: Robot) -> None:
+    def __init__(
+        self,
+        robot: Robot,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.robot = robot
-        self.schedule = Schedule(1 / robot.spec.control_hz)
+        self.schedule = Schedule(1 / robot.spec.control_hz, clock, sleep)
         self._ahead: Observation | None = None
         self._seen: Observation | None = None
         """What was observed since the last command."""
