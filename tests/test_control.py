@@ -305,7 +305,7 @@ def test_a_supervisor_that_does_not_answer_is_not_waited_for(run: Run, monkeypat
     with control.listen(run.control):
         began = time.monotonic()
         assert "did not answer within 0.2 s; see r3l status" in refusal(run)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b"[]\n", b'{"ok": true}\n'])

@@ -29,7 +29,7 @@ from r3l.experience import Row
 from r3l.processes.writer import StoreWriter
 
 def wait_for(condition):
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < until_s
         time.sleep(0.01)
@@ -293,7 +293,7 @@ def test_close_returns_in_time_though_nothing_can_be_written(small_disk: Path) -
     wait_for(lambda: writer.failure is not None)
     begun_s = time.monotonic()
     writer.close(timeout_s=3)
-    assert time.monotonic() - begun_s < 6
+    assert time.monotonic() - begun_s < 15
     assert writer.unwritten > 0
     assert remount(small_disk, "size=16m")
     assert everything(small_disk / "experience.sqlite") == list(range(MORE_THAN_IT_HOLDS - writer.unwritten))
@@ -309,7 +309,7 @@ def test_a_writer_that_hangs_does_not_hold_up_its_closing(path: Path) -> None:
     append(writer, range(2))
     begun_s = time.monotonic()
     writer.close(timeout_s=0.3)
-    assert 0.2 < time.monotonic() - begun_s < 5
+    assert 0.2 < time.monotonic() - begun_s < 9
     assert writer.unwritten == 1
     may_go.set()
 
