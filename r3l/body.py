@@ -10,7 +10,6 @@ import numpy as np
 from r3l.config import Config, UserError
 from r3l.env import RobotEnv
 from r3l.processes.pacing import RealTime
-from r3l.registry import load_robot
 from r3l.robot import FloatArray, Robot, SimulatedRobot
 from r3l.safety import SafeRobot
 from r3l.task import Task
@@ -19,10 +18,11 @@ from r3l.task import Task
 class Body:
     """The robot that a run trains on. Use `close` in a `finally`: it relaxes the robot."""
 
-    def __init__(self, config: Config, task: Task, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Build the robot, not yet connected; `is_interrupted` breaks moves home off."""
-        self.config, self.task, self.is_interrupted = config, task, is_interrupted
-        self.robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
+    def __init__(
+        self, config: Config, task: Task, robot: Robot, *, is_interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take a robot that is not yet connected; `is_interrupted` breaks moves home off."""
+        self.config, self.task, self.robot, self.is_interrupted = config, task, robot, is_interrupted
         self.paced: Robot = self.robot
         if config.real_time and isinstance(self.robot, SimulatedRobot):
             self.paced = RealTime(self.robot)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from r3l.actor import Actor
 from r3l.body import Body
-from r3l.checks import BLINDING, Checks, Finding
+from r3l.checks import BLINDING, ROBOT, SEVERITY, Checks, Finding
 from r3l.config import Config
 from r3l.experience import Row
 from r3l.goals import Goals
@@ -64,7 +64,8 @@ class Care:
 
     def inspect(self, observation: Observation) -> bool:
         """Return whether an observation is fit to be learned from."""
-        found = self._look(observation)
+        every = self._look(observation)
+        found = _gravest(every)
         self._is_blind = found is not None and found.name in BLINDING
         self._skipped = self._skipped + 1 if found is not None and found.action == "skip" else 0
         if found is None:
@@ -72,7 +73,7 @@ class Care:
             if self._good_looks >= GOOD_LOOKS:
                 self._say_over()
             return True
-        self._say(found, observation.time_s)
+        self._say(every, observation.time_s)
         if found.action == "warn":
             return True
         if found.action in ("pause", "stop") or self._skipped >= MOST_SKIPPED:
@@ -84,9 +85,10 @@ class Care:
         self.forget()
         self.checks.rest()
         observation = self._body.safe.observe()
-        found = self._look(observation)
+        every = self._look(observation)
+        found = _gravest(every)
         if found is not None and found.action != "warn":
-            self._say(found, observation.time_s)
+            self._say(every, observation.time_s)
             self.finding = found
             return
         self._good_looks += 1
@@ -134,26 +136,35 @@ class Care:
         self._level = 0
         self.persistence.restart(steps)
 
-    def _look(self, observation: Observation) -> Finding | None:
+    def _look(self, observation: Observation) -> list[Finding]:
+        """Return what the robot finds wrong with itself, and the gravest of what the checks find."""
         period_s = 1 / self._body.safe.spec.control_hz
         elapsed_s = period_s if self._last_s is None else observation.time_s - self._last_s
         self._last_s = observation.time_s
         target = self._body.safe.newest_target
-        return self.checks.look(observation, target, elapsed_s)
+        troubles = [Finding(each.name, each.action, each.message) for each in self._body.robot.troubles]
+        self.checks.counts[ROBOT] += len(troubles)
+        found = self.checks.look(observation, target, elapsed_s)
+        return troubles if found is None else [*troubles, found]
 
-    def _say(self, found: Finding, now_s: float) -> None:
-        """Tell that a check fails, once until it passes again, and not again and again where it flickers."""
+    def _say(self, every: list[Finding], now_s: float) -> None:
+        """Tell which checks fail, once until they pass again, and not again and again where they flicker."""
         self._good_looks = 0
-        if found.name in self._failing:
-            return
-        self._failing.add(found.name)
-        if now_s - self._told_s.get(found.name, -TELL_EVERY_S) >= TELL_EVERY_S:
-            self._told_s[found.name] = now_s
-            self._said.add(found.name)
-            self._tell(f"check-{found.name}", found.message)
+        for found in every:
+            if found.name in self._failing:
+                continue
+            self._failing.add(found.name)
+            if now_s - self._told_s.get(found.name, -TELL_EVERY_S) >= TELL_EVERY_S:
+                self._told_s[found.name] = now_s
+                self._said.add(found.name)
+                self._tell(f"check-{found.name}", found.message)
 
     def _say_over(self) -> None:
         for name in sorted(self._said):
             self._tell(f"check-{name}", "over: the check passes again")
         self._said.clear()
         self._failing.clear()
+
+
+def _gravest(found: list[Finding]) -> Finding | None:
+    return max(found, key=lambda finding: SEVERITY.index(finding.action), default=None)

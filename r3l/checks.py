@@ -11,19 +11,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from r3l.robot import FloatArray, Image, Joint, Observation
-
-Action = Literal["skip", "pause", "stop", "warn"]
-"""skip: leave the observation out; too many in a row pause. pause: relax and wait until it is over. stop: end the run.
-warn: go on all the same.
-
-Whatever fails a check never reaches the experience store, but under `warn`.
-"""
+from r3l.robot import Action, FloatArray, Image, Joint, Observation
 
 
 @dataclass(frozen=True)
 class Check:
-    """Where one check begins to fail, and what is done then."""
+    """Where one check begins to fail, and what is done then.
+
+    Whatever fails a check never reaches the experience store, but under `warn`.
+    """
 
     threshold: float
     action: Action = "pause"
@@ -51,7 +47,9 @@ class ChecksConfig:
 
 BLINDING = ("dark", "saturated")
 """Checks on whose images, which are all alike, neither motion nor place can be seen."""
-CHECKS = tuple(ChecksConfig.__dataclass_fields__)
+ROBOT = "robot"
+"""The check that counts what a robot finds wrong with itself; that has thresholds and actions of its own."""
+CHECKS = (*ChecksConfig.__dataclass_fields__, ROBOT)
 """The names of all checks."""
 
 

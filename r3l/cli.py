@@ -157,13 +157,13 @@ def goals(command: GoalsCommand) -> int:
 def reopen(command: TrainCommand) -> Run:
     """Open the run that --resume names, which nobody uses, with --steps not yet saved; the rest of it is decided."""
     assert command.resume is not None
-    kept = ("resume", "steps", "check", "runs", "hours", "until", "goals")
+    kept = ("resume", "steps", "check", "runs", "hours", "until", "goals", "rig")
     fresh = TrainCommand(**{name: getattr(command, name) for name in kept})
     for field in fields(TrainCommand):
         if getattr(command, field.name) != getattr(fresh, field.name):
             raise UserError(
-                f"a resumed run keeps its {field.name}: --resume goes with --steps, --hours, --until, --goals and "
-                "--check alone"
+                f"a resumed run keeps its {field.name}: --resume goes with --steps, --hours, --until, --goals, "
+                "--rig and --check alone"
             )
     run = Run.open(command.resume)
     steps = run.config.steps if command.steps is None else command.steps
@@ -199,7 +199,7 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
     """
     from r3l import preflight
     from r3l.goals import joined, load_goals
-    from r3l.registry import load_task
+    from r3l.registry import load_robot, load_task
     from r3l.train import pick_device
 
     ends_epoch_s = deadline(command, time.time())
@@ -232,7 +232,9 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
     if resumed and command.goals is not None:
         goal_images = joined(goal_images, load_goals(command.goals, task.rig.camera, 0))
     hours = None if ends_epoch_s is None else (ends_epoch_s - time.time()) / 3600
-    found = preflight.check(config, task, goal_images, folder, hours=hours)
+    rig = command.rig or (resumed.rig if resumed else None)
+    robot = load_robot(config.robot, task, diagnostic=config.reads_truth, rig=rig)
+    found = preflight.check(config, task, robot, goal_images, folder, hours=hours)
     print("\n".join(found.lines))
     if config.reads_truth:
         print("diagnostic run: it reads the twin's ground truth")
@@ -244,11 +246,15 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
         run = resumed.extended(config.steps)
         if command.goals is not None:
             run.replace_goals(goal_images)
+        if command.rig is not None:
+            run.keep_rig(command.rig)
     else:
         run = Run.create(folder, config)
         lock = stack.enter_context(run.lock())
         try:
             run.keep_goals(goal_folder)
+            if command.rig is not None:
+                run.keep_rig(command.rig)
         except BaseException:
             shutil.rmtree(folder)
             raise

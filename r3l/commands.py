@@ -88,6 +88,8 @@ class TrainCommand:
     """Override one key, for example --set sac.batch_size=256."""
     robot: OptionalName = None
     """Robot to train on; `r3l robots` lists them."""
+    rig: OptionalPath = None
+    """Rig file of a robot with hardware, as `r3l calibrate` writes it; the run keeps a copy. With --resume, another."""
     seed: OptionalInt = None
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, _optional("auto|cpu|cuda")] = None
     """Where the networks live."""

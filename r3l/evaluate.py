@@ -22,7 +22,7 @@ from r3l.judge import Judge
 from r3l.networks import channels_first
 from r3l.policy import Policies, load_policies
 from r3l.progress import progress_bar
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import FloatArray, Image, SimulatedRobot, Truth
 from r3l.run import Run
 from r3l.safety import SafeRobot
@@ -232,7 +232,7 @@ def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool,
     """Evaluate published weights beside the baselines; print, and write evaluation.json and film strips to `out`."""
     config = run.config
     task = load_task(config.task)
-    robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
+    robot = robot_of(run)
     if not isinstance(robot, SimulatedRobot):
         raise UserError(f"robot {config.robot!r} is not simulated: there is no ground truth to evaluate against")
     policies = load_policies(config, robot.spec, run.read_weights(step), torch.device("cpu"))

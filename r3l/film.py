@@ -16,7 +16,7 @@ from r3l.config import UserError
 from r3l.evaluate import Evaluator, TaskPolicy
 from r3l.policy import load_policies
 from r3l.progress import progress_bar
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
 
@@ -35,7 +35,7 @@ def film(run: Run, steps: Sequence[int], path: Path, *, starts: int = 3, seed: i
         UserError: the robot is not simulated, or no such weights were published.
     """
     task = load_task(run.config.task)
-    robot = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
+    robot = robot_of(run)
     if not isinstance(robot, SimulatedRobot):
         raise UserError(f"robot {run.config.robot!r} is not simulated: film it with a camera")
     columns: list[Frames] = []

@@ -27,7 +27,6 @@ from r3l.experience import PHASES, Row
 from r3l.goals import Goals
 from r3l.learner import Learner
 from r3l.networks import channels_first
-from r3l.registry import load_robot
 from r3l.robot import Robot, SimulatedRobot
 from r3l.safety import SafeRobot
 from r3l.storage import GIB, RESERVE_BYTES, Forecast, folder_bytes, forecast, quota_bytes, room_left
@@ -47,11 +46,12 @@ class Preflight:
     problems: tuple[str, ...]
 
 
-def check(config: Config, task: Task, goals: Goals, folder: Path, *, hours: float | None = None) -> Preflight:
+def check(
+    config: Config, task: Task, robot: Robot, goals: Goals, folder: Path, *, hours: float | None = None
+) -> Preflight:
     """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`."""
     lines: list[str] = []
     problems: list[str] = []
-    robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
     lines.append(f"goals: {len(goals.train)} for training, {len(goals.held_out)} held out")
     control_hz = task.rig.control_hz
     step_s, keeps_time = 1 / control_hz, keeps_real_time(config, robot)

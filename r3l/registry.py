@@ -5,19 +5,29 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from r3l.config import UserError, nearest
 from r3l.robot import Robot
 from r3l.task import Task
+
+if TYPE_CHECKING:
+    from r3l.run import Run
+
+EXTRAS = {"serial": "dynamixel", "gymnasium": "gym"}
+"""Extras of this package by what is missing without them."""
 
 
 class RobotFactory(Protocol):
     """What an entry point of group `r3l.robots` names."""
 
     def __call__(self, task: Task, *, diagnostic: bool = False) -> Robot:
-        """Build the robot for a task's rig, not yet connected."""
+        """Build the robot for a task's rig, not yet connected.
+
+        A robot that people wire up and calibrate also takes `rig: Path | None = None`, the file that --rig names.
+        """
         ...
 
 
@@ -35,6 +45,8 @@ def _load(group: str, kind: str, name: str) -> object:
         missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
         if error.name in ("pybullet", "pybullet_utils"):
             missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
+        elif error.name in EXTRAS:
+            missing += f"; pip install 'r3l[{EXTRAS[error.name]}]'"
         raise UserError(missing) from error
 
 
@@ -86,10 +98,21 @@ def _task_in(path: Path) -> type[Task]:
     return own[0]
 
 
-def load_robot(name: str, task: Task, *, diagnostic: bool = False) -> Robot:
-    """Return a robot by name for a task's rig; UserError names the nearest one."""
+def load_robot(name: str, task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Robot:
+    """Return a robot by name for a task, and for its rig file where it has one; UserError names the nearest one."""
     factory = _load("r3l.robots", "robot", name)
     assert callable(factory)
-    robot = factory(task, diagnostic=diagnostic)
+    if rig is None:
+        robot = factory(task, diagnostic=diagnostic)
+    elif "rig" in signature(factory).parameters:
+        robot = factory(task, diagnostic=diagnostic, rig=rig)
+    else:
+        raise UserError(f"robot {name!r} has no rig file; leave --rig out, or name the robot it is for with --robot")
     assert isinstance(robot, Robot)
     return robot
+
+
+def robot_of(run: Run) -> Robot:
+    """Return the robot of a run, not yet connected."""
+    config = run.config
+    return load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=run.rig)

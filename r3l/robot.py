@@ -75,6 +75,23 @@ class Observation:
     """[D] float32: ground truth, and empty (D = 0) on everything but a diagnostic twin."""
 
 
+Action = Literal["skip", "pause", "stop", "warn"]
+"""skip: leave the observation out; too many in a row pause. pause: relax and wait until it is over. stop: end the run.
+warn: go on all the same.
+"""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What a robot finds wrong with itself."""
+
+    name: str
+    """The same trouble has the same name, a joint's with the joint's."""
+    action: Action
+    message: str
+    """One line: what was found, with its values, and the next step."""
+
+
 @dataclass
 class Punctuality:
     """How commands kept their time."""
@@ -107,6 +124,14 @@ class Robot(ABC):
         """How its commands keep the time of the clock on the wall; None where nobody looks."""
         return None
 
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What the robot found wrong with itself by its newest observation. It sends no command while one forbids it.
+
+        Such a command returns where the joints are to be, as any; who drives a robot looks here.
+        """
+        return ()
+
     @abstractmethod
     def connect(self) -> None:
         """Open the devices. Raises RobotError when already connected or when a device does not answer."""
@@ -115,7 +140,8 @@ class Robot(ABC):
     def observe(self) -> Observation:
         """Wait for the end of the current control period and return what is seen then.
 
-        Without a command since the last call nothing moves and the same state is returned.
+        Without a command since the last call a simulated robot returns the same state; a real one measures again. A
+        joint that could not be measured is NaN.
         """
 
     @abstractmethod
@@ -124,11 +150,19 @@ class Robot(ABC):
 
     @abstractmethod
     def relax(self) -> None:
-        """Take torque off every joint; the next command puts it on again. Safe to call at any time, twice too."""
+        """Take torque off every joint; the next command puts it on again. Safe to call at any time, twice too.
+
+        Raises RobotError where a joint did not confirm it: people must take its power away.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Relax and release the devices. Safe to call twice and without `connect`."""
+        """Relax and release the devices. Safe to call twice and without `connect`. Raises what `relax` does."""
+
+    def relax_for(self) -> None:
+        """Relax in place of a process that is gone, from one that drives nothing. Raises what `relax` does."""
+        with self:
+            self.relax()
 
     def __enter__(self) -> Self:
         try:

@@ -123,6 +123,16 @@ class Run:
         fresh.rename(self.goals)
         remove(old)
 
+    @property
+    def rig(self) -> Path | None:
+        """The run's copy of its robot's rig file; None where the robot has none."""
+        path = self.folder / "rig.toml"
+        return path if path.exists() else None
+
+    def keep_rig(self, path: Path) -> None:
+        """Copy a rig file into the run, in place of the one it has."""
+        write_file(self.folder / "rig.toml", read(path, MOST_JSON_BYTES))
+
     def keep_goals(self, folder: Path) -> None:
         """Copy a goal folder into the run, which from then on needs nothing outside itself."""
         copy_goals(folder, self.goals)

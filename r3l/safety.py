@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from r3l.robot import FloatArray, Joint, Observation, Robot, RobotError, RobotSpec
+from r3l.robot import FloatArray, Joint, Observation, Robot, RobotError, RobotSpec, Trouble
 
 MOST_BEYOND = 0.25
 """Of its range, that a joint may be pushed beyond its limits; what reads farther off is no joint's place."""
@@ -53,6 +53,10 @@ class SafeRobot(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return self.robot.troubles
 
     def connect(self) -> None:
         self.robot.connect()
@@ -121,8 +125,8 @@ class SafeRobot(Robot):
             )
 
     def relax(self) -> None:
-        self.robot.relax()
         self.forget()
+        self.robot.relax()
 
     def close(self) -> None:
         self.robot.close()

@@ -32,7 +32,7 @@ from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.progress import progress_bar
-from r3l.registry import load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import RobotError, SimulatedRobot
 from r3l.rollback import Recovery
 from r3l.run import Run
@@ -60,7 +60,7 @@ class Training:
         self.task = load_task(config.task)
         rig = self.task.rig
         self.goals = load_goals(run.goals, rig.camera, self.task.minimum_goals)
-        self.body = Body(config, self.task)
+        self.body = Body(config, self.task, robot_of(run))
         self.robot, self.safe, self.env = self.body.robot, self.body.safe, self.body.env
         self.store = ExperienceStore(run.experience, (rig.camera.height, rig.camera.width, 3))
         stack.callback(self.store.close)

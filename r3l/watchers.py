@@ -18,7 +18,7 @@ from r3l.learner import Learner
 from r3l.metrics import MetricsWriter
 from r3l.networks import channels_first
 from r3l.policy import load_policies
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
 
@@ -88,7 +88,7 @@ class Curves:
 def make_evaluator(run: Run) -> Evaluator:
     """Return what evaluates a run's weights, in a simulated robot of its own."""
     task = load_task(run.config.task)
-    twin = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
+    twin = robot_of(run)
     assert isinstance(twin, SimulatedRobot)
     return Evaluator(task, twin)
 

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from r3l.body import move
-from r3l.checks import CHECKS, RECENT, STRIDE, Action, Check, Checks, ChecksConfig, Finding
+from r3l.checks import CHECKS, RECENT, STRIDE, Check, Checks, ChecksConfig, Finding
 from r3l.env import RobotEnv
 from r3l.goals import collect_on_twin
 from r3l.registry import load_robot, load_task
-from r3l.robot import FloatArray, Image, Joint, Observation, SimulatedRobot
+from r3l.robot import Action, FloatArray, Image, Joint, Observation, SimulatedRobot
 from r3l.safety import SafeRobot
 from r3l.task import Task
 
@@ -76,7 +76,7 @@ def bad(name: str) -> list[Look]:
     return looks[name]
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", ChecksConfig.__dataclass_fields__)
 @pytest.mark.parametrize("action", get_args(Action))
 def test_every_check_finds_what_it_is_for_and_answers_as_configured(name: str, action: Action) -> None:
     config = ChecksConfig()

@@ -106,7 +106,7 @@ def test_steps_in_the_dark_count_neither_for_nor_against_motion() -> None:
 def test_who_goes_on_in_the_dark_is_not_said_to_be_stuck() -> None:
     config = replace(SMALL, robot="fake", persistence=CONFIG, checks=ChecksConfig(dark=Check(12.0, "warn")))
     task, images = load_task("valve"), goal_images()[0]
-    body, joints = Body(config, task), task.rig.home_rad
+    body, joints = Body(config, task, load_robot(config.robot, task)), task.rig.home_rad
     events: list[str] = []
     goals: Any = SimpleNamespace(train=images)
     row: Any = SimpleNamespace(image=images[0], proprioception=joints)
@@ -121,7 +121,7 @@ def test_who_goes_on_in_the_dark_is_not_said_to_be_stuck() -> None:
 
 def test_too_many_observations_left_out_in_a_row_pause_until_good_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("valve")
-    body = Body(replace(SMALL, robot="fake"), task)
+    body = Body(SMALL, task, load_robot("fake", task))
     events: list[str] = []
     goals: Any = SimpleNamespace(train=goal_images()[0])
     care = Care(SMALL, body, goals, lambda kind, message: events.append(kind))
@@ -152,7 +152,7 @@ def test_too_many_observations_left_out_in_a_row_pause_until_good_ones_come(monk
 def care_of(config: Config, events: list[str]) -> tuple[Care, NDArray[np.uint8]]:
     images = goal_images()[0]
     goals: Any = SimpleNamespace(train=images)
-    body = Body(replace(config, robot="fake"), load_task("valve"))
+    body = Body(config, load_task("valve"), load_robot("fake", load_task("valve")))
     body.safe.connect()
     return Care(config, body, goals, lambda kind, message: events.append(f"{kind}: {message}")), images
 

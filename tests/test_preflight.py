@@ -16,15 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r3l import preflight
-from r3l.config import MANY, VARIANTS, UserError
+from r3l.config import MANY, VARIANTS, Config, UserError
 from r3l.goals import Goals, load_goals
 from r3l.learner import Learner
-from r3l.preflight import Preflight, available_memory, check, require, separability
+from r3l.preflight import Preflight, available_memory, require, separability
 from r3l.registry import load_robot, load_task
 from r3l.robot import SimulatedRobot
+from r3l.task import Task
 from r3l.tasks.valve import Valve
 
 GIB = 1 << 30
+
+
+def check(config: Config, task: Task, goals: Goals, folder: Path, *, hours: float | None = None) -> Preflight:
+    return preflight.check(
+        config, task, load_robot(config.robot, task, diagnostic=config.reads_truth), goals, folder, hours=hours
+    )
 
 
 class Usage(NamedTuple):

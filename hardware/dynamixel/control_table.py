@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from enum import IntFlag
 
 RAM = 64
 """First address that is not kept without power; below it nothing can be written while torque is on."""
@@ -19,6 +20,18 @@ CENTRE = 2048
 """Counts at which a servo's angle is 0 rad here."""
 MOST_TURNS = 1_048_575
 """Counts of a goal in the modes of many turns."""
+MODE_CURRENT, MODE_VELOCITY, MODE_POSITION, MODE_TURNS, MODE_CURRENT_POSITION, MODE_PWM = 0, 1, 3, 4, 5, 16
+"""Values of the register `operating_mode`."""
+
+
+class HardwareError(IntFlag):
+    """Bits of the registers `hardware_error_status` and `shutdown`."""
+
+    INPUT_VOLTAGE = 1
+    OVERHEATING = 4
+    ENCODER = 8
+    ELECTRICAL_SHOCK = 16
+    OVERLOAD = 32
 
 
 @dataclass(frozen=True, slots=True)

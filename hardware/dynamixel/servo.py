@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntFlag
 
 from . import protocol
-from .control_table import CENTRE, RAM, XM430_W210, Model, Register
+from .control_table import (
+    CENTRE,
+    MODE_CURRENT,
+    MODE_CURRENT_POSITION,
+    MODE_POSITION,
+    MODE_PWM,
+    MODE_TURNS,
+    MODE_VELOCITY,
+    RAM,
+    XM430_W210,
+    HardwareError,
+    Model,
+    Register,
+)
 from .protocol import BROADCAST_ID, CLEAR_REVOLUTIONS, Instruction, Packet, StatusError
 
 FIRMWARE = 45
@@ -19,17 +31,6 @@ REBOOT_S = 0.3
 """Assumed: a servo answers nothing for so long after a reboot."""
 GOALS = ("goal_pwm", "goal_current", "goal_velocity", "goal_position", "profile_acceleration", "profile_velocity")
 """What a watchdog that tripped makes read-only."""
-MODE_CURRENT, MODE_VELOCITY, MODE_POSITION, MODE_TURNS, MODE_CURRENT_POSITION, MODE_PWM = 0, 1, 3, 4, 5, 16
-
-
-class HardwareError(IntFlag):
-    """Bits of the registers hardware_error_status and shutdown."""
-
-    INPUT_VOLTAGE = 1
-    OVERHEATING = 4
-    ENCODER = 8
-    ELECTRICAL_SHOCK = 16
-    OVERLOAD = 32
 
 
 @dataclass

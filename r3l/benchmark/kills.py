@@ -34,7 +34,7 @@ from r3l.policy import load_policies
 from r3l.process import tune_process
 from r3l.processes.board import PROCESSES, Board
 from r3l.processes.supervisor import is_child
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
 
@@ -147,7 +147,7 @@ def make_record(arm: Arm, command: str) -> dict[str, Any]:
     """Evaluate the last weights of a finished run; return all that the comparison is made of."""
     run = Run.open(arm.folder)
     task = load_task(run.config.task)
-    robot = load_robot(run.config.robot, task)
+    robot = robot_of(run)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
     try:

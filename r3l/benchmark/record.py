@@ -22,7 +22,7 @@ from r3l.goals import load_goals
 from r3l.jsonl import read_jsonl
 from r3l.judge import Judge
 from r3l.policy import load_policies
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.report.visited import connect, entropy, read_visited
 from r3l.robot import SimulatedRobot
 from r3l.run import Run
@@ -225,7 +225,7 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
 
 def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
     """Run episodes of the untrained, the half-trained and the final policy once more, and judge them."""
-    robot = load_robot(run.config.robot, task, diagnostic=run.config.reads_truth)
+    robot = robot_of(run)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
     known = run.snapshots()

@@ -20,7 +20,7 @@ from r3l.policy import build_policies
 from r3l.processes.board import Board, State, Wanted
 from r3l.processes.weights import Subscription
 from r3l.processes.writer import StoreWriter
-from r3l.registry import load_task
+from r3l.registry import load_task, robot_of
 from r3l.robot import RobotError, SimulatedRobot
 from r3l.run import Run
 from r3l.storage import RESERVE_BYTES, can_write, is_full, quota_bytes
@@ -68,7 +68,7 @@ class ActorProcess:
         self._stack = ExitStack()
         task = load_task(config.task)
         camera = task.rig.camera
-        self._body = body = Body(config, task, is_interrupted=self._moves_on)
+        self._body = body = Body(config, task, robot_of(run), is_interrupted=self._moves_on)
         self._stack.callback(body.close)
         self._writer = StoreWriter(run.experience, (camera.height, camera.width, 3))
         self._stack.callback(self._writer.close)
@@ -187,6 +187,12 @@ class ActorProcess:
         if not self._is_ended():  # else the supervisor starts another one
             self._board["actor.state"] = State.ENDED
 
+    def _relax(self) -> None:
+        try:
+            self._body.safe.relax()
+        except RobotError as error:
+            self._tell("relax", str(error))
+
     def _go_home(self) -> None:
         try:
             self._body.home()
@@ -261,7 +267,7 @@ class ActorProcess:
         self._holds = reason
         if reason is State.PAUSED and self._care.finding is None:
             self._go_home()
-        self._body.safe.relax()
+        self._relax()
         self._board["actor.state"] = reason
         if reason in TOLD:
             self._tell("pause", f"{TOLD[reason]}{self._detail(reason)}")

@@ -96,9 +96,9 @@ def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
 def is_timed(run: Run) -> bool:
     """Return whether the run's robot keeps the time of the clock on the wall: then commands come first."""
     from r3l.body import keeps_real_time
-    from r3l.registry import load_robot, load_task
+    from r3l.registry import robot_of
 
-    return keeps_real_time(run.config, load_robot(run.config.robot, load_task(run.config.task)))
+    return keeps_real_time(run.config, robot_of(run))
 
 
 def give_way() -> None:
@@ -136,10 +136,9 @@ def report(run: Run, is_cut: Callable[[], bool], step: int) -> int:
 
 def relax(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     """Relax the run's robot from a process that has nothing else to do with it."""
-    from r3l.registry import load_robot, load_task
+    from r3l.registry import robot_of
 
-    with load_robot(run.config.robot, load_task(run.config.task)) as robot:
-        robot.relax()
+    robot_of(run).relax_for()
     return ENDED
 
 

@@ -19,7 +19,7 @@ from r3l.networks import channels_first
 from r3l.outcomes import JudgedEpisodes
 from r3l.processes.board import Board, State, Wanted
 from r3l.processes.weights import publish, read
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_task, robot_of
 from r3l.rollback import Recovery
 from r3l.run import Run
 from r3l.train import StoppedError, fit_judge, pick_device
@@ -65,7 +65,7 @@ class LearnerProcess:
         task = load_task(config.task)
         camera = task.rig.camera
         self.goals = load_goals(run.goals, camera, task.minimum_goals)
-        robot = load_robot(config.robot, task, diagnostic=config.reads_truth)
+        robot = robot_of(run)
         self.learner = Learner(
             config,
             robot.spec,

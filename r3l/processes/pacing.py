@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from r3l.robot import FloatArray, Observation, Punctuality, Robot, RobotSpec
+from r3l.robot import FloatArray, Observation, Punctuality, Robot, RobotSpec, Trouble
 
 ON_TIME_S = 0.005
 """A command that is written so soon after its time is on time."""
@@ -89,6 +89,10 @@ class RealTime(Robot):
     @property
     def punctuality(self) -> Punctuality:
         return self.schedule.punctuality
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return self.robot.troubles
 
     def connect(self) -> None:
         self.robot.connect()

@@ -22,7 +22,7 @@ from r3l.processes.control import ControlServer
 from r3l.processes.notify import Notifier
 from r3l.processes.ward import Ward, open_log
 from r3l.progress import Unblocked, progress_bar
-from r3l.registry import load_robot, load_task
+from r3l.registry import robot_of
 from r3l.robot import RobotError, SimulatedRobot
 from r3l.run import Run
 
@@ -57,8 +57,7 @@ class Supervisor:
         self._asked_again = threading.Event()
         self._is_finishing = False
         self._progress = 0.0
-        robot = load_robot(run.config.robot, load_task(run.config.task))
-        self._is_simulated = isinstance(robot, SimulatedRobot)
+        self._is_simulated = isinstance(robot_of(run), SimulatedRobot)
         self._tried = {line["step"] for line in read_steps(run.evaluations)}
 
     def run(self) -> str:
@@ -143,12 +142,11 @@ class Supervisor:
         """Relax a robot whose process is gone. A simulated one is gone with its process."""
         if self._is_simulated:
             return
-        robot = load_robot(self._config.robot, load_task(self._config.task))
+        robot = robot_of(self._run)
 
         def do() -> None:
             try:
-                with robot:
-                    robot.relax()
+                robot.relax_for()
             except (RobotError, OSError) as error:
                 self._event("relax", f"the robot could not be relaxed ({error}); take its power away")
 

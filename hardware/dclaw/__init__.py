@@ -1,0 +1,1 @@
+"""The three-finger D'Claw: nine Dynamixel servos, one camera."""

@@ -1,0 +1,52 @@
+"""What the hand may be sent to: inside its joints' limits and its workspace, never faster than allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from r3l.robot import FloatArray, Joint
+
+from .kinematics import FINGERS, Array, Kinematics
+
+SHARES = np.array([1.0, 0.75, 0.5, 0.25, 0.1])
+"""Of a finger's move, tried from the largest down."""
+COUNT_RAD = 2 * np.pi / 4096
+"""A servo rounds its goal to these."""
+
+
+class Envelope:
+    """Limits targets, whatever asks for them."""
+
+    def __init__(self, joints: tuple[Joint, ...], max_step_rad: float, kinematics: Kinematics) -> None:
+        """Targets stay within `joints` and move at most `max_step_rad` at once."""
+        self._lower = np.array([joint.min_rad for joint in joints], np.float64)
+        self._upper = np.array([joint.max_rad for joint in joints], np.float64)
+        self._max_step_rad, self._kinematics = max_step_rad, kinematics
+
+    def limit(self, target_rad: FloatArray, from_rad: FloatArray) -> FloatArray:
+        """Return the pose nearest to `target_rad` that may be sent after `from_rad`, [A] rad each.
+
+        A hand that is outside, since somebody put it there, may come back, and go no farther out. A finger that
+        must not go all the way goes part of it; the others are not held up.
+        """
+        begin = np.asarray(from_rad, np.float64)
+        inside = np.clip(np.asarray(target_rad, np.float64), self._lower, self._upper)
+        target = np.clip(inside, begin - self._max_step_rad, begin + self._max_step_rad)
+        if np.array_equal(target, begin):
+            return begin.astype(np.float32)
+        allowed = max(float(self._kinematics.excess(begin)), 0.0)
+        if self._kinematics.excess(target) > allowed:
+            target = self._by_finger(begin, target, allowed)
+        return target.astype(np.float32)
+
+    def _by_finger(self, begin: Array, target: Array, allowed: float) -> Array:
+        """Move one finger after the other as far as it may go."""
+        pose = begin.copy()
+        for finger in range(FINGERS):
+            part = np.s_[3 * finger : 3 * finger + 3]
+            tried = np.repeat(pose[None], len(SHARES), 0)
+            tried[:, part] += SHARES[:, None] * (target[part] - begin[part])
+            fits = np.flatnonzero(self._kinematics.excess(tried) <= allowed)
+            if len(fits):
+                pose = tried[fits[0]]
+        return pose

@@ -1,0 +1,107 @@
+"""The guard: what the servos' own readings say about the hand's health, and what is done about it."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r3l.robot import Action, Trouble
+
+from ..dynamixel.chain import Drive, Readings
+
+MOST_REBOOTS, REBOOTS_WITHIN_S = 3, 300.0
+"""Of one servo after overloads; then a person must look."""
+MOST_SILENT = 5
+"""Readings of one servo that may be missing in a row."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Where a servo's readings become trouble."""
+
+    warm_c: float = 60.0
+    """A servo that is warmer makes the hand rest and cool."""
+    cool_c: float = 50.0
+    """The rest is over when every servo is cooler."""
+    hot_c: float = 70.0
+    """A servo that is hotter ends the run; the servo itself takes its torque off too."""
+    min_voltage_v: float = 10.5
+    max_voltage_v: float = 14.0
+
+
+class Guard:
+    """Judges readings one after the other. What latches stays until there is a new guard: until a person looked."""
+
+    def __init__(self, health: Health, drives: Sequence[Drive]) -> None:
+        """Judge readings in the order of `drives`."""
+        self._health, self._drives = health, tuple(drives)
+        self._silent = np.zeros(len(drives), np.int64)
+        self._is_warm = np.zeros(len(drives), bool)
+        self._latched: dict[str, Trouble] = {}
+        self._reboots: defaultdict[int, deque[float]] = defaultdict(deque)
+
+    @property
+    def latched(self) -> tuple[Trouble, ...]:
+        """What only a person may clear."""
+        return tuple(self._latched.values())
+
+    def judge(self, readings: Readings) -> list[Trouble]:
+        """Return what is wrong, by these readings and the ones before."""
+        found = [*self._temperature(readings), *self._voltage(readings), *self._silence(readings)]
+        return [*self.latched, *(each for each in found if each.name not in self._latched)]
+
+    def latch(self, drive: Drive, what: str, advice: str) -> None:
+        """Take note of what only a person may clear."""
+        trouble = _trouble("latched", "stop", drive, what, f"{advice}, then r3l train --resume")
+        self._latched[trouble.name] = trouble
+
+    def reboots_left(self, servo: int, now_s: float) -> int:
+        """Return how often a servo may still be rebooted."""
+        reboots = self._reboots[servo]
+        while reboots and now_s - reboots[0] > REBOOTS_WITHIN_S:
+            reboots.popleft()
+        return MOST_REBOOTS - len(reboots)
+
+    def count_reboot(self, servo: int, now_s: float) -> None:
+        """Take note that a servo was rebooted."""
+        self._reboots[servo].append(now_s)
+
+    def _temperature(self, readings: Readings) -> Iterator[Trouble]:
+        health, found = self._health, readings.temperature_c
+        limit = np.where(self._is_warm, health.cool_c, health.warm_c)
+        self._is_warm = np.where(np.isnan(found), self._is_warm, found > limit)
+        for drive, is_warm, temperature_c in zip(self._drives, self._is_warm, found, strict=True):
+            if temperature_c > health.hot_c:
+                what = f"has {temperature_c:.0f} °C, more than health.hot_c {health.hot_c:g} °C"
+                self.latch(drive, what, "look for what it pushes against and let it cool")
+            elif is_warm:
+                what = f"has {temperature_c:.0f} °C, more than health.warm_c {health.warm_c:g} °C"
+                yield _trouble("warm", "pause", drive, what, f"the hand rests until it has {health.cool_c:g} °C")
+
+    def _voltage(self, readings: Readings) -> Iterator[Trouble]:
+        problem = self.voltage_problem(readings)
+        if problem:
+            yield Trouble("voltage", "pause", problem)
+
+    def voltage_problem(self, readings: Readings) -> str:
+        """Return in one line which servo's supply is wrong; nothing where all are well."""
+        health, found = self._health, readings.voltage_v
+        for drive, volts in zip(self._drives, found, strict=True):
+            if volts < health.min_voltage_v or volts > health.max_voltage_v:
+                allowed = f"expected {health.min_voltage_v:g} to {health.max_voltage_v:g} V (the rig's [health])"
+                return f"{drive.name} has {volts:.1f} V, {allowed}; look after the power supply"
+        return ""
+
+    def _silence(self, readings: Readings) -> Iterator[Trouble]:
+        self._silent = np.where(np.isnan(readings.joint_rad), self._silent + 1, 0)
+        for drive, count in zip(self._drives, self._silent, strict=True):
+            if count >= MOST_SILENT:
+                what = f"did not answer {count} times in a row"
+                yield _trouble("silent", "pause", drive, what, "check its cable and power")
+
+
+def _trouble(kind: str, action: Action, drive: Drive, what: str, then: str) -> Trouble:
+    return Trouble(f"{kind}-{drive.joint.name}", action, f"{drive.name} {what}; {then}")

@@ -1,0 +1,140 @@
+"""Where the fingers are, and how near they come to each other and to what they must keep out of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+FINGERS = 3
+SAMPLES = 12
+"""Points along the two long links of a finger that are looked at."""
+PAIRS = ((0, 1), (0, 2), (1, 2))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Measures of the hand, m. The frame is the twin's: z up along the hand's axis, z = 0 the table."""
+
+    mount_radius_m: float = 0.075
+    """From the axis to where a finger hangs."""
+    mount_height_m: float = 0.20
+    swing_m: float = 0.022
+    """From the swing's axis to the curl's."""
+    curl_m: float = 0.080
+    """From the curl's axis to the tip's."""
+    tip_m: float = 0.068
+    """From the tip's axis to the middle of the fingertip."""
+    finger_radius_m: float = 0.011
+    """Of links and fingertips."""
+    first_deg: float = 60.0
+    """Where finger 0 hangs, around the axis; the others follow by 120 degrees. 0 is on the negative x axis."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A volume that no part of a finger may be in, in the hand's frame, m."""
+
+    lower_m: tuple[float, float, float]
+    upper_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where fingertips may be, and what fingers keep away from, m."""
+
+    radius_m: float = 0.14
+    """Farthest that the middle of a fingertip may be from the hand's axis."""
+    lowest_m: float = 0.012
+    """Lowest and highest that it may be above the table."""
+    highest_m: float = 0.25
+    clearance_m: float = 0.004
+    """Least distance between the surfaces of two fingers."""
+    keep_out: tuple[Box, ...] = ()
+
+
+class Kinematics:
+    """Forward kinematics of the three fingers, and by how much a pose breaks the workspace's rules."""
+
+    def __init__(self, geometry: Geometry, workspace: Workspace) -> None:
+        self._geometry, self._workspace = geometry, workspace
+        yaw = np.radians(geometry.first_deg) + 2 * np.pi * np.arange(FINGERS) / FINGERS
+        self._cos, self._sin = np.cos(yaw), np.sin(yaw)
+        self._mount = np.stack(
+            [
+                -geometry.mount_radius_m * self._cos,
+                -geometry.mount_radius_m * self._sin,
+                np.full(FINGERS, geometry.mount_height_m),
+            ],
+            -1,
+        )
+        self._lower = np.array([box.lower_m for box in workspace.keep_out]).reshape(-1, 1, 3)
+        self._upper = np.array([box.upper_m for box in workspace.keep_out]).reshape(-1, 1, 3)
+
+    def points(self, joint_rad: Array) -> Array:
+        """Return the curl's axis, the tip's axis and the fingertip of each finger: [..., 9] rad to [..., 3, 3, 3] m."""
+        angles = np.asarray(joint_rad, np.float64).reshape(*np.shape(joint_rad)[:-1], FINGERS, 3)
+        swing, curl, bend = angles[..., 0], angles[..., 1], angles[..., 1] + angles[..., 2]
+        geometry = self._geometry
+        inwards = np.cumsum(
+            [np.zeros_like(curl), geometry.curl_m * np.sin(curl), geometry.tip_m * np.sin(bend)], axis=0
+        )
+        down = np.cumsum(
+            [np.full_like(curl, geometry.swing_m), geometry.curl_m * np.cos(curl), geometry.tip_m * np.cos(bend)],
+            axis=0,
+        )
+        aside, up = down * np.sin(swing), -down * np.cos(swing)
+        found = np.stack([self._cos * inwards - self._sin * aside, self._sin * inwards + self._cos * aside, up], -1)
+        points: Array = np.moveaxis(found, 0, -2) + self._mount[:, None]
+        return points
+
+    def excess(self, joint_rad: Array) -> Array:
+        """Return by how much the worst rule is broken, m: [..., 9] rad to [...]; 0 or less where all are kept."""
+        points = self.points(joint_rad)
+        tips, rules = points[..., 2, :], self._workspace
+        outside = np.hypot(tips[..., 0], tips[..., 1]) - rules.radius_m
+        worst = np.maximum(outside, np.maximum(rules.lowest_m - tips[..., 2], tips[..., 2] - rules.highest_m)).max(-1)
+        worst = np.maximum(worst, self._too_near(points))
+        excess: Array = np.maximum(worst, self._inside_boxes(points)) if rules.keep_out else worst
+        return excess
+
+    def _too_near(self, points: Array) -> Array:
+        """Return how much nearer than allowed two fingers are, at the nearest place of any two."""
+        begin, end = points[..., :2, :], points[..., 1:, :]
+        first, second = [a for a, _ in PAIRS], [b for _, b in PAIRS]
+        distance = segment_distance(
+            begin[..., first, :, None, :],
+            end[..., first, :, None, :],
+            begin[..., second, None, :, :],
+            end[..., second, None, :, :],
+        ).min((-1, -2, -3))
+        least: Array = self._workspace.clearance_m + 2 * self._geometry.finger_radius_m - distance
+        return least
+
+    def _inside_boxes(self, points: Array) -> Array:
+        """Return how deep the worst part of any finger is in a volume that it must keep out of."""
+        share = np.linspace(0, 1, SAMPLES // 2)[:, None]
+        begin, end = points[..., :2, None, :], points[..., 1:, None, :]
+        samples = (begin + share * (end - begin)).reshape(*points.shape[:-3], 1, -1, 3)
+        radius = self._geometry.finger_radius_m
+        depth = np.minimum(samples - (self._lower - radius), self._upper + radius - samples).min(-1)
+        deepest: Array = depth.max((-1, -2))
+        return deepest
+
+
+def segment_distance(a: Array, b: Array, c: Array, d: Array) -> Array:
+    """Return the least distance between segments a-b and c-d, [..., 3] each.
+
+    Source: C. Ericson, Real-Time Collision Detection (2005), section 5.1.9; here for segments that are no points.
+    """
+    u, v, w = b - a, d - c, a - c
+    uu, uv, vv = (u * u).sum(-1), (u * v).sum(-1), (v * v).sum(-1)
+    uw, vw = (u * w).sum(-1), (v * w).sum(-1)
+    area = uu * vv - uv * uv
+    s = np.clip((uv * vw - uw * vv) / np.maximum(area, 1e-15), 0.0, 1.0)
+    t = np.clip((uv * s + vw) / vv, 0.0, 1.0)
+    s = np.clip((uv * t - uw) / uu, 0.0, 1.0)
+    distance: Array = np.linalg.norm(w + s[..., None] * u - t[..., None] * v, axis=-1)
+    return distance

@@ -1,0 +1,117 @@
+"""The D'Claw as a robot: the hand and its camera, in the time of the clock on the wall."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from r3l.config import UserError
+from r3l.processes.pacing import Schedule
+from r3l.robot import CameraSpec, FloatArray, Observation, Punctuality, Robot, RobotError, RobotSpec, Trouble
+from r3l.task import Task
+
+from .farewell import Farewell
+from .hand import Hand
+from .picture import draw_joints
+from .rig import ClawRig, read_rig
+
+
+class DClaw(Robot):
+    """A three-finger hand on a Dynamixel bus.
+
+    `connect` identifies the servos and leaves them without torque; the first `command` lets them hold where they are
+    and goes on from there. What cannot be measured is NaN, what went wrong is in `troubles`. SIGTERM ends the process
+    with torque off, where nobody else handles it.
+    """
+
+    def __init__(self, rig: ClawRig, camera: CameraSpec | None = None) -> None:
+        self.rig = rig
+        self.hand = Hand(rig)
+        joints = tuple(drive.joint for drive in rig.drives)
+        self._spec = RobotSpec(joints, rig.control_hz, camera or CameraSpec())
+        self._schedule = Schedule(1 / rig.control_hz)
+        self._farewell = Farewell(self.close)
+        self._is_connected = self._is_moving = False
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self._spec
+
+    @property
+    def punctuality(self) -> Punctuality:
+        return self._schedule.punctuality
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return self.hand.troubles
+
+    def connect(self) -> None:
+        if self._is_connected:
+            raise RobotError("the hand is already connected; close it first")
+        self._farewell.arm()
+        try:
+            self.hand.open()
+        except BaseException:
+            self._farewell.disarm()
+            raise
+        self._is_connected = True
+
+    def observe(self) -> Observation:
+        self._require_connection()
+        if self._is_moving:
+            self._schedule.wait_to_observe()
+            self._is_moving = False
+        joint_rad = self.hand.measure().joint_rad.copy()
+        image = draw_joints(joint_rad, self._spec)
+        return Observation(image, joint_rad, time.monotonic(), np.zeros(0, np.float32))
+
+    def command(self, target_rad: FloatArray) -> FloatArray:
+        self._require_connection()
+        target = np.array(target_rad, np.float32)
+        if target.shape != self._spec.lower_rad.shape or not np.isfinite(target).all():
+            raise RobotError(f"command refused: {target}, expected {len(self._spec.joints)} finite values in rad")
+        self._schedule.wait_to_command()
+        sent = self.hand.send(target)
+        self._schedule.written()
+        self._is_moving = True
+        self.hand.look_after()
+        return sent
+
+    def relax(self) -> None:
+        self._schedule.forget()
+        self._is_moving = False
+        self.hand.relax()
+
+    def close(self) -> None:
+        self._schedule.forget()
+        self._is_connected = self._is_moving = False
+        try:
+            self.hand.close()
+        finally:
+            self._farewell.disarm()
+
+    def relax_for(self) -> None:
+        """Open the port and take torque off whatever answers; the hand need not be whole for it."""
+        bus, chain = self.hand.bus, self.hand.chain
+        with bus:
+            left = chain.relax()
+        if left:
+            names = ", ".join(chain.name(servo) for servo in left)
+            raise RobotError(f"{names} did not confirm to have no torque; take the servos' power away")
+
+    def _require_connection(self) -> None:
+        if not self._is_connected:
+            raise RobotError("the hand is not connected; call connect() first")
+
+
+def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> DClaw:
+    """Build the hand of a rig file for a task: what `--robot dclaw --rig FILE` means."""
+    if rig is None:
+        raise UserError("robot 'dclaw' needs its rig: --rig FILE; r3l calibrate writes one")
+    found = read_rig(rig)
+    if found.control_hz != task.rig.control_hz:
+        theirs = f"task {task.name!r} {task.rig.control_hz:g}"
+        raise UserError(f"rig {rig} has control_hz {found.control_hz:g}, {theirs}; make them equal")
+    return DClaw(found, task.rig.camera)

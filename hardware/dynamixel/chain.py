@@ -1,0 +1,278 @@
+"""The servos of one robot as its joints: identified, set up, read, sent somewhere, and without torque when in doubt."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r3l.robot import FloatArray, Joint
+
+from .bus import Bus, BusError
+from .control_table import MODE_CURRENT_POSITION, MODELS, HardwareError, Model, Register
+
+SCAN_S = 1.0
+"""All 253 ids have answered a broadcast by then."""
+REBOOT_S, BOOTING_S, ANSWER_S = 2.0, 0.05, 0.006
+"""A servo that was rebooted is back by then; between two looks for it; how long a look takes."""
+RELAX_S = 0.5
+"""Torque is taken off again and again for so long, until every servo says that it is off."""
+TURN = 2 * math.pi
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A joint and its servo: servo angle = offset + sign · joint angle, rad."""
+
+    joint: Joint
+    id: int
+    sign: int = 1
+    offset_rad: float = 0.0
+
+    def servo_rad(self, joint_rad: float) -> float:
+        """Return the servo's angle for the joint's."""
+        return self.offset_rad + self.sign * joint_rad
+
+    def joint_rad(self, servo_rad: float) -> float:
+        """Return the joint's angle for the servo's."""
+        return self.sign * (servo_rad - self.offset_rad)
+
+    @property
+    def name(self) -> str:
+        """The servo as people find it."""
+        return f"servo {self.id} ({self.joint.name})"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every servo of a chain is set to."""
+
+    current_a: float
+    speed_rad_s: float
+    acceleration_rad_s2: float
+    temperature_c: float
+    """The servo itself takes its torque off above."""
+    watchdog_s: float
+    """A servo that hears nothing for so long stops; it holds its place then."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the servos measured, [A] each; NaN where one did not answer."""
+
+    joint_rad: FloatArray
+    velocity_rad_s: FloatArray
+    current_a: FloatArray
+    voltage_v: FloatArray
+    temperature_c: FloatArray
+
+
+class Chain:
+    """Servos that move one robot's joints. What a servo is told is read back, but goals while it moves."""
+
+    def __init__(self, bus: Bus, model: Model, drives: Sequence[Drive], limits: Limits) -> None:
+        self.bus, self.model, self.drives, self.limits = bus, model, tuple(drives), limits
+        self.ids = [drive.id for drive in drives]
+        self._by_id = {drive.id: drive for drive in drives}
+
+    def name(self, servo: int) -> str:
+        """Return a servo's name for people."""
+        return self._by_id[servo].name
+
+    # Who is there
+
+    def identify(self) -> None:
+        """Make sure that every servo is there once, and of the right model.
+
+        Raises:
+            BusError: in one line, what is wrong and the next step.
+        """
+        found = self.bus.scan(SCAN_S)
+        doubled = [servo for servo in self.ids if len(found.get(servo, [])) > 1]
+        if doubled:
+            raise BusError(f"two servos answer as {doubled[0]}; give one of them another id (DYNAMIXEL Wizard)")
+        there = {servo: found[servo][0] if servo in found else self.bus.ping(servo) for servo in self.ids}
+        missing = [servo for servo, pong in there.items() if pong is None]
+        if len(missing) == len(self.ids):
+            others = f"others do: {', '.join(map(str, sorted(found)))}" if found else "nothing does"
+            raise BusError(
+                f"none of the servos {_listed(self.ids)} answers on {self.bus.port.path} at {self.bus.port.baud_rate} "
+                f"baud, {others}; check power and cable, or r3l doctor finds their baud rate"
+            )
+        if missing:
+            raise BusError(f"{self._names(missing)} not found on {self.bus.port.path}; check cables and ids")
+        for servo, pong in there.items():
+            if pong is not None and pong.model != self.model.number:
+                model = MODELS[pong.model].name if pong.model in MODELS else f"model number {pong.model}"
+                raise BusError(f"{self.name(servo)} is a {model}, expected {self.model.name}; mend the rig's model")
+
+    # Settings
+
+    def settings(self) -> dict[str, float]:
+        """Return what every servo is set to while it works, by register, SI units."""
+        limits = self.limits
+        return {
+            "return_delay_time": 0.0,
+            "drive_mode": 0.0,
+            "operating_mode": float(MODE_CURRENT_POSITION),
+            "secondary_id": 255.0,
+            "homing_offset": 0.0,
+            "temperature_limit": limits.temperature_c,
+            "current_limit": limits.current_a,
+            "startup_configuration": 0.0,
+            "shutdown": float(self.model["shutdown"].initial),
+            "status_return_level": 2.0,
+            "bus_watchdog": 0.0,
+            "goal_current": limits.current_a,
+            "profile_acceleration": limits.acceleration_rad_s2,
+            "profile_velocity": limits.speed_rad_s,
+            "position_p_gain": float(self.model["position_p_gain"].initial),
+            "position_i_gain": 0.0,
+            "position_d_gain": 0.0,
+        }
+
+    def configure(self, servos: Iterable[int] | None = None) -> None:
+        """Set servos up as `settings` says, torque off; only what differs is written.
+
+        Raises:
+            BusError: a servo does not take a setting.
+        """
+        servos = list(self.ids if servos is None else servos)
+        begin, size = self.model.block("model_number", "profile_velocity")
+        for servo in servos:
+            self.bus.write(servo, self.model["torque_enable"], 0)
+        found = self.bus.sync_read(servos, begin, size, deadline_s=1.0)
+        for servo in servos:
+            if servo not in found:
+                raise BusError(f"{self.name(servo)} does not tell its settings; check its cable and power")
+            for name, value in self.settings().items():
+                register = self.model[name]
+                if found[servo].data[_span(register)] != register.encode(value) or name == "goal_current":
+                    self.bus.write(servo, register, value)
+
+    def hold(self, servos: Iterable[int] | None = None) -> dict[int, float]:
+        """Put torque on servos where they are, so that none of them moves; return where, by id, joint rad.
+
+        Raises:
+            BusError: a servo's goal is not where it is, or it takes no torque. No servo of these has torque then.
+        """
+        servos = list(self.ids if servos is None else servos)
+        try:
+            position, goal = self.model["present_position"], self.model["goal_position"]
+            measured = {servo: self._into_one_turn(servo, self.bus.read(servo, position)) for servo in servos}
+            for servo, angle_rad in measured.items():
+                self.bus.write(servo, goal, angle_rad)
+            for servo in servos:
+                self.bus.write(servo, self.model["torque_enable"], 1)
+                self.bus.write(servo, self.model["bus_watchdog"], self.limits.watchdog_s)
+        except BaseException:
+            self.relax(servos)
+            raise
+        return {servo: self._by_id[servo].joint_rad(angle_rad) for servo, angle_rad in measured.items()}
+
+    def _into_one_turn(self, servo: int, angle_rad: float) -> float:
+        """Return a servo's angle; one of many turns is brought back to one first, while it has no torque."""
+        if -TURN / 2 <= angle_rad <= TURN / 2:
+            return angle_rad
+        self.bus.clear(servo)
+        return self.bus.read(servo, self.model["present_position"])
+
+    def relax(self, servos: Iterable[int] | None = None) -> list[int]:
+        """Take torque off servos, and make sure of it; return those that did not confirm it.
+
+        Raises:
+            PortError: the port is gone.
+        """
+        left = list(self.ids if servos is None else servos)
+        torque, until_s = self.model["torque_enable"], time.monotonic() + RELAX_S
+        while left:
+            self.bus.sync_write(torque, dict.fromkeys(left, 0.0))
+            found = self.bus.sync_read(left, torque.address, torque.size)
+            left = [servo for servo in left if servo not in found or found[servo].data != b"\0"]
+            if time.monotonic() >= until_s:
+                break
+        return left
+
+    def reboot(self, servo: int) -> None:
+        """Start a servo anew and wait until it answers; it has no torque then, and none of its settings in RAM.
+
+        Raises:
+            BusError: it does not come back.
+        """
+        self.bus.reboot(servo)
+        until_s = time.monotonic() + REBOOT_S
+        place = self.model["present_position"]
+        # Unlike pings, reads have answers that can be told apart, so that none has to be waited for.
+        while not self.bus.sync_read([servo], place.address, place.size, deadline_s=ANSWER_S):
+            time.sleep(BOOTING_S)
+            if time.monotonic() >= until_s:
+                raise BusError(f"{self.name(servo)} does not come back from a reboot; check its cable and power")
+
+    # At work
+
+    def send(self, joint_rad: FloatArray) -> None:
+        """Send every joint somewhere, in one packet that nobody answers. PortError where the port is gone."""
+        goals = {drive.id: drive.servo_rad(float(angle)) for drive, angle in zip(self.drives, joint_rad, strict=True)}
+        self.bus.sync_write(self.model["goal_position"], goals)
+
+    def read(self) -> Readings:
+        """Measure. PortError where the port is gone."""
+        begin, size = self.model.block("present_current", "present_temperature")
+        found = self.bus.sync_read(self.ids, begin, size)
+        rows = np.full((5, len(self.ids)), np.nan, np.float32)
+        for at, drive in enumerate(self.drives):
+            if drive.id in found and len(found[drive.id].data) == size:
+                rows[:, at] = self._measured(drive, found[drive.id].data, begin)
+        return Readings(*rows)
+
+    def _measured(self, drive: Drive, data: bytes, begin: int) -> tuple[float, float, float, float, float]:
+        def value(name: str) -> float:
+            register = self.model[name]
+            return register.decode(data[_span(register, begin)])
+
+        return (
+            drive.joint_rad(value("present_position")),
+            drive.sign * value("present_velocity"),
+            drive.sign * value("present_current"),
+            value("present_input_voltage"),
+            value("present_temperature"),
+        )
+
+    def states(self) -> dict[int, tuple[bool, HardwareError]]:
+        """Return by id whether a servo has torque, and what is wrong with it; those that answer."""
+        begin, size = self.model.block("torque_enable", "hardware_error_status")
+        found = self.bus.sync_read(self.ids, begin, size)
+        return {
+            servo: (bool(reply.data[0]), HardwareError(reply.data[-1]))
+            for servo, reply in found.items()
+            if len(reply.data) == size
+        }
+
+    def is_set_up(self, servo: int) -> bool | None:
+        """Return whether a servo at work still has its settings of RAM and its watchdog; None where it does not say."""
+        begin, size = self.model.block("bus_watchdog", "profile_velocity")
+        reply = self.bus.sync_read([servo], begin, size).get(servo)
+        if reply is None or len(reply.data) != size:
+            return None
+        expected = {
+            "bus_watchdog": self.limits.watchdog_s,
+            "goal_current": self.limits.current_a,
+            "profile_acceleration": self.limits.acceleration_rad_s2,
+            "profile_velocity": self.limits.speed_rad_s,
+        }
+        registers = {self.model[name]: value for name, value in expected.items()}
+        return all(reply.data[_span(each, begin)] == each.encode(value) for each, value in registers.items())
+
+    def _names(self, servos: Iterable[int]) -> str:
+        return ", ".join(self.name(servo) for servo in servos)
+
+
+def _span(register: Register, begin: int = 0) -> slice:
+    return slice(register.address - begin, register.address - begin + register.size)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
