@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -43,6 +44,8 @@ class Hand:
         self._lost = ""
         """Why nothing can be sent, in one line."""
         self._tried_s = self._heard_s = 0.0
+        self._is_forbidden = False
+        """Whether a reading forbids torque, until another one does not."""
         self._passing: list[Trouble] = []
         """What happened since the newest measurement, and is over."""
         self._troubles: tuple[Trouble, ...] = ()
@@ -60,7 +63,7 @@ class Hand:
             RobotError: in one line, what is wrong and the next step; torque is off, the port closed.
         """
         self.guard = Guard(self.rig.health, self.drives)
-        self._passing, self._troubles, self._lost = [], (), ""
+        self._passing, self._troubles, self._lost, self._is_forbidden = [], (), "", False
         try:
             self.bus.open()
             self._take_over()
@@ -69,7 +72,8 @@ class Hand:
             if problem:
                 raise BusError(problem)
         except BaseException:
-            self.close()
+            with contextlib.suppress(RobotError):  # what was wrong first tells more
+                self.close()
             raise
 
     def close(self) -> None:
@@ -115,6 +119,9 @@ class Hand:
         found = self.guard.judge(self._readings)
         if self._lost:
             found = [Trouble("port", "pause", self._lost), *self.guard.latched]
+        self._is_forbidden = any(each.action in ("pause", "stop") for each in found)
+        if self._is_forbidden and self.has_torque:
+            self._let_go()
         self._troubles, self._passing = (*self._passing, *found), []
         if not self.has_torque:
             joint_rad = self._readings.joint_rad
@@ -153,7 +160,7 @@ class Hand:
     # Who may move
 
     def _may_move(self) -> bool:
-        return not self._lost and not self.guard.latched
+        return not (self._lost or self._is_forbidden or self.guard.latched)
 
     def _is_ready(self) -> bool:
         """Return whether the servos have torque and their settings; put it on where it is off."""
@@ -187,10 +194,14 @@ class Hand:
     def _give_up(self, error: Exception) -> None:
         """Take all torque off, since a servo cannot be set up; the next command tries again."""
         self._passing.append(Trouble("servo", "pause", str(error)))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Relax; what goes wrong with that is told."""
         try:
             self.relax()
-        except RobotError as second:
-            self._passing.append(Trouble("relax", "pause", str(second)))
+        except RobotError as error:
+            self._passing.append(Trouble("relax", "pause", str(error)))
 
     # What goes wrong
 
@@ -248,10 +259,7 @@ class Hand:
 
     def _latch(self, drive: Drive, what: str) -> None:
         self.guard.latch(drive, what, "look after it, then take its power away and give it back")
-        try:
-            self.relax()
-        except RobotError as error:
-            self._passing.append(Trouble("relax", "pause", str(error)))
+        self._let_go()
 
     def _note(self, kind: str, drive: Drive, what: str) -> None:
         self._passing.append(Trouble(f"{kind}-{drive.joint.name}", "skip", f"{drive.name} {what}"))
