@@ -26,6 +26,9 @@ class DClaw(Robot):
     with torque off, where nobody else handles it.
     """
 
+    identical_frames = "often"
+    """The joints at rest give the same picture; there is no camera yet."""
+
     def __init__(self, rig: ClawRig, camera: CameraSpec | None = None) -> None:
         self.rig = rig
         self.hand = Hand(rig)
