@@ -7,12 +7,13 @@ import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,9 +24,11 @@ import tyro
 
 from r3l.checkpoint import CheckpointError
 from r3l.commands import (
+    CalibrateCommand,
     CheckCommand,
     Command,
     ConfigCommand,
+    DoctorCommand,
     EmulateCommand,
     EvaluateCommand,
     FilmCommand,
@@ -359,12 +362,76 @@ def tell(command: PauseCommand | ResumeCommand | RelaxCommand | StopCommand) -> 
     return 0
 
 
+def doctor(command: DoctorCommand) -> int:
+    """Look at a rig."""
+    with needing("dynamixel"):
+        from r3l.hardware.dclaw.doctor import examine
+        from r3l.hardware.dclaw.rig import read_rig
+
+    has_failed = False
+    with ending_in_order():
+        found = examine(read_rig(command.rig), command.runs, wiggles=command.wiggle, reboots=command.reboot)
+        for line in found:
+            has_failed |= line.level == "FAIL"
+            print(line, flush=True)
+    return 2 if has_failed else 0
+
+
+def calibrate(command: CalibrateCommand) -> int:
+    """Calibrate a hand and write its rig."""
+    with needing("dynamixel"):
+        from r3l.hardware.dclaw.calibrate import calibrate as read_off
+        from r3l.hardware.dclaw.rig import default_rig, problems, read_rig, write_rig
+
+    rig = read_rig(command.rig) if command.rig.exists() else default_rig()
+    given = {"port": command.port, "baud_rate": command.baud, "model": command.model}
+    rig = replace(rig, bus=replace(rig.bus, **{key: value for key, value in given.items() if value is not None}))
+    problem = next(problems(rig), None)
+    if problem is not None:
+        raise UserError(problem)
+    with ending_in_order():
+        rig = read_off(rig, until_enter, print, command.only)
+    command.rig.parent.mkdir(parents=True, exist_ok=True)
+    write_rig(command.rig, rig)
+    print(f"rig: {command.rig}; next: r3l doctor {command.rig}")
+    return 0
+
+
+def until_enter(text: str) -> Iterator[None]:
+    """Tell a person what to do, and yield until they press Enter."""
+    print(text, flush=True)
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        yield
+    if not sys.stdin.readline():
+        raise UserError("nobody is at the terminal: calibration needs a person who moves the fingers")
+
+
 def emulate(command: EmulateCommand) -> int:
     """Emulate servos."""
-    from r3l.hardware.dynamixel.emulate import emulate as run_emulator
+    with needing("dynamixel"):
+        from r3l.hardware.dynamixel.emulate import emulate as run_emulator
 
     code: int = run_emulator(command)
     return code
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Import what an extra of this package brings; UserError names the extra where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"package {error.name!r} is not installed; pip install 'r3l[{extra}]'") from error
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: whatever holds a robot lets it go."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def config(command: ConfigCommand) -> int:
@@ -403,6 +470,8 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     ResumeCommand: tell,
     RelaxCommand: tell,
     StopCommand: tell,
+    DoctorCommand: doctor,
+    CalibrateCommand: calibrate,
     EmulateCommand: emulate,
     ConfigCommand: config,
     TasksCommand: tasks,

@@ -254,6 +254,42 @@ class EmulateCommand:
     """Of the faults."""
 
 
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Look at a rig as a first-time user should: port, baud rate, servos, voltage, temperature, joints, wire, disk.
+
+    A line for each thing, with the remedy where it failed; torque is off afterwards. Exit code 2: something failed.
+    """
+
+    rig: tyro.conf.Positional[Path]
+    """Rig file, as `r3l calibrate` writes it."""
+    wiggle: bool = False
+    """Then move every joint a little, slowly, one after the other: clear the workspace, a hand on the power switch."""
+    reboot: tuple[int, ...] = ()
+    """Ids of servos to start anew first, which clears their hardware errors: after you looked what caused them."""
+    runs: Path = Path("runs")
+    """Folder that will hold the run directories."""
+
+
+@dataclass(frozen=True)
+class CalibrateCommand:
+    """Read a hand's zeros, signs and limits off while you move its fingers, and write the rig file.
+
+    The servos have no torque all the while. Nothing is written before the last step; Ctrl-C changes nothing.
+    """
+
+    rig: tyro.conf.Positional[Path]
+    """Rig file to write; an existing one is where calibration begins, and only what is read off changes."""
+    port: OptionalName = None
+    """Serial port of the servos, best by its name in /dev/serial/by-id; the rig's by default."""
+    baud: OptionalInt = None
+    """Baud rate of the servos; the rig's by default, 1000000 in a new one."""
+    model: OptionalName = None
+    """XM430-W210, XM430-W350 or XL330-M288; the rig's by default."""
+    only: tuple[Literal["zero", "signs", "limits"], ...] = ("zero", "signs", "limits")
+    """Steps to do."""
+
+
 Command = (
     Annotated[GoalsCommand, tyro.conf.subcommand("goals")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -266,6 +302,8 @@ Command = (
     | Annotated[RelaxCommand, tyro.conf.subcommand("relax")]
     | Annotated[StopCommand, tyro.conf.subcommand("stop")]
     | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+    | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
+    | Annotated[CalibrateCommand, tyro.conf.subcommand("calibrate")]
     | Annotated[EmulateCommand, tyro.conf.subcommand("emulate")]
     | Annotated[ConfigCommand, tyro.conf.subcommand("config")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
