@@ -82,8 +82,8 @@ class _Bench:
         found: dict[str, dict[str, Any]] = {}
         for at, name in enumerate(NAMES):
             finger, part = name.split("_")
+            before = self._servo_rad()
             while True:
-                before = self._servo_rad()
                 self._await(f"Turn the {part} of {finger} {DIRECTIONS[part]}, by 20 degrees or more; then Enter")
                 turned = self._servo_rad() - before
                 most = int(np.abs(turned).argmax())

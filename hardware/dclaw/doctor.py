@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ READS, MOST_MISSING = 200, 0.001
 """Readings of all servos that are tried, and the share of answers that may be missing."""
 WIGGLE_RAD, WIGGLE_RAD_S, LEAST_WIGGLE = 0.1, 0.5, 0.5
 """How far a joint is sent, how fast, and what share of it must be seen."""
+SETTLING_S = 0.3
 BEYOND = 0.1
 """Of its range, that a joint may be seen outside its limits."""
 Level = Literal["ok", "note", "FAIL"]
@@ -153,12 +155,12 @@ def _look_at_identity(
 ) -> Iterator[Line]:
     missing = [servo for servo in chain.ids if servo not in there]
     others = sorted(set(there) - set(chain.ids))
-    for servo in missing:
-        known = f"; {', '.join(map(str, others))} are there and in no rig" if others else ""
-        yield Line("FAIL", f"{chain.name(servo)} does not answer{known}; check its cable and its id")
     for servo in sorted(found):
         if len(found[servo]) > 1:
             yield Line("FAIL", f"{len(found[servo])} servos answer as {servo}; give one another id (DYNAMIXEL Wizard)")
+    for servo in missing:
+        known = f"; {', '.join(map(str, others))} are there and in no rig" if others else ""
+        yield Line("FAIL", f"{chain.name(servo)} does not answer{known}; check its cable and its id")
     if others and not missing:
         yield Line("note", f"servos {', '.join(map(str, others))} are on the bus and not in the rig")
     for servo in chain.ids:
@@ -249,7 +251,7 @@ def _wiggle(rig: ClawRig) -> Iterator[Line]:
 
 def _sent(hand: Hand, target_rad: FloatArray) -> FloatArray:
     """Send all joints somewhere and wait until they are there, or should be; return where they are."""
-    periods = round(hand.rig.control_hz * (0.5 + WIGGLE_RAD / WIGGLE_RAD_S))
+    periods = round(hand.rig.control_hz * (SETTLING_S + WIGGLE_RAD / WIGGLE_RAD_S))
     for _ in range(periods):
         hand.send(target_rad)
         hand.look_after()
@@ -262,12 +264,11 @@ def _holder(path: str) -> str:
     """Return which process has a port open, as far as this user may see; nothing where none does."""
     real = os.path.realpath(path)
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.path.realpath(each) == real for each in (process / "fd").iterdir()):
+        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+            is_open = any(os.path.realpath(each) == real for each in (process / "fd").iterdir())
+            if is_open and process.name != str(os.getpid()):
                 words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"held by process {process.name} ({words[:60]})" if process.name != str(os.getpid()) else ""
-        except OSError:
-            continue
+                return f"held by process {process.name} ({words[:60]})"
     return ""
 
 
