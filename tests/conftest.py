@@ -29,6 +29,14 @@ settings.register_profile("r3l", deadline=None, database=None, derandomize=True,
 settings.load_profile("r3l")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let people run the contract suite on a robot of theirs: docs/new-robot.md."""
+    group = parser.getgroup("r3l", "the contract suite, tests/test_robot_contract.py, on one robot alone")
+    group.addoption("--robot", help="name of the robot, as `r3l robots` lists it")
+    group.addoption("--task", default="valve", help="task that it is built for (%(default)s)")
+    group.addoption("--rig", help="its rig file, where it has one")
+
+
 def make_row(
     number: int = 0,
     *,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from emulated import EmulatedClaw
 
 from r3l.hardware import fake, gym, twin
+from r3l.registry import load_robot, load_task
 from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
 from r3l.safety import SafeRobot
 from r3l.tasks.valve import Valve
@@ -49,7 +51,22 @@ ROBOTS: dict[str, Factory] = {
 }
 
 
-@pytest.fixture(params=list(ROBOTS.values()), ids=list(ROBOTS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Take ROBOTS, or the one robot that --robot names."""
+    if "robot" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption
+    robots = ROBOTS if option("--robot") is None else {option("--robot"): named(option)}
+    metafunc.parametrize("robot", list(robots.values()), ids=list(robots), indirect=True)
+
+
+def named(option: Callable[[str], str | None]) -> Factory:
+    rig = option("--rig")
+    task, name = load_task(str(option("--task"))), str(option("--robot"))
+    return lambda: load_robot(name, task, rig=Path(rig) if rig else None)
+
+
+@pytest.fixture
 def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
     """A robot that nobody connected yet."""
     factory: Factory = request.param
@@ -81,7 +98,7 @@ def nearby(robot: Robot, seed: int = 0, reach_rad: float = 0.1) -> FloatArray:
 
 
 def is_real(robot: Robot) -> bool:
-    return isinstance(getattr(robot, "robot", robot), EmulatedClaw)
+    return not isinstance(getattr(robot, "robot", robot), SimulatedRobot)
 
 
 def same(first: Observation, second: Observation) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 FINGERS = 3
 SAMPLES = 12
-"""Points along the two long links of a finger that are looked at."""
+"""Points along each of the two long links of a finger that are looked at; half of what is between two is kept away."""
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
@@ -115,10 +115,11 @@ class Kinematics:
 
     def _inside_boxes(self, points: Array) -> Array:
         """Return how deep the worst part of any finger is in a volume that it must keep out of."""
-        share = np.linspace(0, 1, SAMPLES // 2)[:, None]
+        share = np.linspace(0, 1, SAMPLES)[:, None]
         begin, end = points[..., :2, None, :], points[..., 1:, None, :]
         samples = (begin + share * (end - begin)).reshape(*points.shape[:-3], 1, -1, 3)
-        radius = self._geometry.finger_radius_m
+        geometry = self._geometry
+        radius = geometry.finger_radius_m + max(geometry.curl_m, geometry.tip_m) / (SAMPLES - 1) / 2
         depth = np.minimum(samples - (self._lower - radius), self._upper + radius - samples).min(-1)
         deepest: Array = depth.max((-1, -2))
         return deepest
