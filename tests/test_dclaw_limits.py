@@ -27,9 +27,8 @@ KINEMATICS = Kinematics(Geometry(), Workspace())
 poses = st.lists(st.floats(-1, 1), min_size=9, max_size=9).map(
     lambda shares: ((LOWER + UPPER) / 2 + np.array(shares) * (UPPER - LOWER) / 2).astype(np.float32)
 )
-anything = st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=9, max_size=9).map(
-    lambda v: np.array(v, np.float32)
-)
+numbers = st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=9, max_size=9)
+anything = numbers.map(lambda values: np.array(values, np.float32))
 
 
 def test_the_fingers_are_where_the_twins_are() -> None:

@@ -16,13 +16,15 @@ from r3l.robot import FloatArray, RobotError
 from r3l.storage import GIB, room_left
 
 from ..dynamixel.bus import Bus, Pong
-from ..dynamixel.chain import SCAN_S, Chain
+from ..dynamixel.chain import Chain
 from ..dynamixel.control_table import BAUD_RATES, MODELS
 from ..dynamixel.port import PortError
 from .guard import Guard
 from .hand import Hand, named
 from .rig import ClawRig
 
+SCAN_S = 1.2
+"""Every id has answered a broadcast by then."""
 NIGHT_GIB = 8.0
 """A night of 500,000 steps."""
 WATCHDOG_FIRMWARE = 38

@@ -14,8 +14,8 @@ from r3l.robot import FloatArray, Joint
 from .bus import Bus, BusError
 from .control_table import MODE_CURRENT_POSITION, MODELS, HardwareError, Model, Register
 
-SCAN_S = 1.0
-"""All 253 ids have answered a broadcast by then."""
+SCAN_BEGIN_S, SCAN_ID_S = 0.1, 0.004
+"""How long a broadcast takes, and each id up to the highest: the DYNAMIXEL SDK waits 3 ms for each."""
 REBOOT_S, BOOTING_S, ANSWER_S = 2.0, 0.05, 0.006
 """A servo that was rebooted is back by then; between two looks for it; how long a look takes."""
 RELAX_S = 0.5
@@ -90,7 +90,7 @@ class Chain:
         Raises:
             BusError: in one line, what is wrong and the next step.
         """
-        found = self.bus.scan(SCAN_S)
+        found = self.bus.scan(SCAN_BEGIN_S + SCAN_ID_S * (max(self.ids) + 1))
         doubled = [servo for servo in self.ids if len(found.get(servo, [])) > 1]
         if doubled:
             raise BusError(f"two servos answer as {doubled[0]}; give one of them another id (DYNAMIXEL Wizard)")
