@@ -104,6 +104,18 @@ class Punctuality:
     worst_late_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Vitals:
+    """How a robot's actuators feel."""
+
+    hottest_c: float
+    """Temperature of the warmest one."""
+    current_a: float
+    """Of the one that draws most."""
+    voltage_v: float
+    """Of the one that has least."""
+
+
 class Robot(ABC):
     """A robot with position-controlled joints and one camera.
 
@@ -122,6 +134,11 @@ class Robot(ABC):
     @property
     def punctuality(self) -> Punctuality | None:
         """How its commands keep the time of the clock on the wall; None where nobody looks."""
+        return None
+
+    @property
+    def vitals(self) -> Vitals | None:
+        """How its actuators felt at the newest observation; None where nobody knows."""
         return None
 
     @property

@@ -301,6 +301,9 @@ def test_counters_of_the_board_are_shown(run: Run) -> None:
         actor__version=7,
         learner__version=8,
         actor__speed_limited=31,
+        actor__hottest_c=47.4,
+        actor__current_a=0.31,
+        actor__voltage_v=11.9,
         check__dark=3,
         check__joint_frozen=1,
     ):
@@ -312,6 +315,7 @@ def test_counters_of_the_board_are_shown(run: Run) -> None:
     assert "timing     99.8% of 1,000 on time, 2 overruns, worst 42 ms late" in text
     assert "version 7 acts, 8 published 0 s ago" in text
     assert "31 speed limited" in text
+    assert "servos     47 °C and 0.31 A at most, 11.9 V at least" in text
     assert found["processes"]["actor"]["restarts"] == 2
     assert found["processes"]["actor"]["rss_bytes"] > 50 << 20
     assert found["processes"]["learner"]["pid"] is None
@@ -325,6 +329,13 @@ def test_rollbacks_a_stuck_object_and_pretraining_are_shown(run: Run) -> None:
     assert "went back 2 times" in text
     assert "the object is stuck (level 1)" in text
     assert "learner    pretraining 43%, 0 restarts" in text
+
+
+def test_a_robot_whose_actuators_nobody_feels_has_no_vitals(run: Run) -> None:
+    with running(run, actor__commands=10):
+        found = collect(run)
+    assert found["vitals"] is None
+    assert "servos " not in render(found)
 
 
 def test_a_robot_that_keeps_no_time_is_not_said_to_be_late(run: Run) -> None:

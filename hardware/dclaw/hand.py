@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from r3l.robot import FloatArray, RobotError, Trouble
+from r3l.robot import FloatArray, RobotError, Trouble, Vitals
 
 from ..dynamixel.bus import Bus, BusError
 from ..dynamixel.chain import Chain, Drive, Readings
@@ -55,6 +55,15 @@ class Hand:
     def troubles(self) -> tuple[Trouble, ...]:
         """What was wrong at the newest measurement."""
         return self._troubles
+
+    @property
+    def vitals(self) -> Vitals | None:
+        """How the servos felt at the newest measurement; None where not one answered."""
+        found = self._readings
+        if np.isnan(found.temperature_c).all():
+            return None
+        current_a = np.nanmax(np.abs(found.current_a))
+        return Vitals(float(np.nanmax(found.temperature_c)), float(current_a), float(np.nanmin(found.voltage_v)))
 
     def open(self) -> None:
         """Open the port, take torque off, and make sure that these are the servos of the rig, in health.

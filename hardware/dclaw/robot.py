@@ -9,7 +9,7 @@ import numpy as np
 
 from r3l.config import UserError
 from r3l.processes.pacing import Schedule
-from r3l.robot import CameraSpec, FloatArray, Observation, Punctuality, Robot, RobotError, RobotSpec, Trouble
+from r3l.robot import CameraSpec, FloatArray, Observation, Punctuality, Robot, RobotError, RobotSpec, Trouble, Vitals
 from r3l.task import Task
 
 from .farewell import Farewell
@@ -45,6 +45,10 @@ class DClaw(Robot):
     @property
     def punctuality(self) -> Punctuality:
         return self._schedule.punctuality
+
+    @property
+    def vitals(self) -> Vitals | None:
+        return self.hand.vitals
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 
 import torch
 
@@ -324,6 +325,10 @@ class ActorProcess:
         if found is not None:
             board["actor.on_time"], board["actor.overruns"] = found.on_time, found.overruns
             board["actor.worst_late_s"] = found.worst_late_s
+        vitals = self._body.robot.vitals
+        if vitals is not None:
+            for name, value in asdict(vitals).items():
+                board[f"actor.{name}"] = value
 
     def _save_world(self) -> None:
         """Keep a simulated world for the process that comes after this one, as a real one keeps itself."""

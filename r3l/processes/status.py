@@ -105,6 +105,7 @@ def describe(now: Look, before: Look | None = None) -> Values:
         "stuck_level": _whole(now.board.get("actor.stuck_level")),
         "timing": _timing(now),
         "safety": _safety(now),
+        "vitals": _vitals(now),
         "weights": _weights(now),
         "checkpoint_step": _checkpoint_step(now.run),
         "processes": _processes(now),
@@ -256,6 +257,12 @@ def _timing(now: Look) -> Values:
 def _safety(now: Look) -> Values:
     names = ("position_limited", "speed_limited", "refused")
     return {name: _whole(now.board.get(f"actor.{name}", now.newest(f"safety/{name}")[1])) for name in names}
+
+
+def _vitals(now: Look) -> Values | None:
+    """Return how the robot's actuators feel; None where nobody knows."""
+    found = {name: now.live.get(f"actor.{name}", 0.0) for name in ("hottest_c", "current_a", "voltage_v")}
+    return found if found["hottest_c"] else None
 
 
 def _weights(now: Look) -> Values:

@@ -57,6 +57,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "timing", _timing(found["timing"])
     counts = (f"{_count(value)} {name.replace('_', ' ')}" for name, value in found["safety"].items())
     yield "safety", ", ".join(counts)
+    if found["vitals"]:
+        vitals = found["vitals"]
+        at_most = f"{_figure(vitals['hottest_c'], '.0f')} °C and {_figure(vitals['current_a'], '.2f')} A at most"
+        yield "servos", f"{at_most}, {_figure(vitals['voltage_v'], '.1f')} V at least"
     yield from _processes(found)
     yield "disk", _disk(found["disk"])
 
