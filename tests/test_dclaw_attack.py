@@ -1,0 +1,45 @@
+"""Random actions against the hand: no value outside any limit reaches a register, and one that did would be seen."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r3l.hardware.dclaw.envelope import Envelope
+from r3l.hardware.dynamixel.chain import Chain
+
+SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "benchmark_safety.py"))
+
+
+@pytest.mark.parametrize("actions", [2000, pytest.param(40_000, marks=pytest.mark.slow)])
+def test_nothing_outside_any_limit_reaches_a_register(actions: int, tmp_path: Path) -> None:
+    out = tmp_path / "safety.json"
+    assert SCRIPT["main"](["--actions", str(actions), "--seed", "7", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["violations"] == {}
+    assert found["refused"] > 0.005 * actions
+    assert found["writes"]["goal_position"] > 8 * actions
+
+
+def limitless(self: Envelope, target: np.ndarray[Any, Any], begin: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    sent: np.ndarray[Any, Any] = np.clip(target, -3.0, 3.0).astype(np.float32)
+    return sent
+
+
+def test_a_hand_without_limits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Envelope, "limit", limitless)
+    violations = SCRIPT["attack"](300, 0)["violations"]
+    assert set(violations) >= {"pose"}, "SafeRobot keeps the steps and the joints' limits"
+
+
+def test_a_goal_that_is_not_where_the_joint_is_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lunge(self: Chain, servo: int, angle_rad: float) -> float:
+        return angle_rad + 0.1
+
+    monkeypatch.setattr(Chain, "_into_one_turn", lunge)
+    assert "lunge" in SCRIPT["attack"](50, 0)["violations"]
