@@ -16,7 +16,7 @@ from r3l.task import Task
 if TYPE_CHECKING:
     from r3l.run import Run
 
-EXTRAS = {"serial": "dynamixel", "gymnasium": "gym"}
+EXTRAS = {"serial": "dynamixel", "cv2": "camera", "gymnasium": "gym"}
 """Extras of this package by what is missing without them."""
 
 

@@ -16,6 +16,8 @@ from r3l.robot import CameraSpec
 
 REST_RAD = (0.1, -0.3, 0.2) * 3
 """Where the servos rest at first."""
+WATCHDOG_S = 2.5
+"""A busy machine alone must not trip it."""
 
 
 class EmulatedClaw(DClaw):  # type: ignore[misc]
@@ -24,7 +26,8 @@ class EmulatedClaw(DClaw):  # type: ignore[misc]
     def __init__(self, rig: ClawRig | None = None, control_hz: float = 20.0) -> None:
         folder = Path(tempfile.mkdtemp(prefix="claw-"))
         rig = rig or dataclasses.replace(default_rig(), control_hz=control_hz)
-        rig = dataclasses.replace(rig, bus=dataclasses.replace(rig.bus, port=str(folder / "port")))
+        bus = dataclasses.replace(rig.bus, port=str(folder / "port"), watchdog_s=WATCHDOG_S)
+        rig = dataclasses.replace(rig, bus=bus)
         servos = [
             Servo(drive.id, rig.model, angle_rad=drive.servo_rad(angle))
             for drive, angle in zip(rig.drives, REST_RAD, strict=True)

@@ -14,6 +14,8 @@ from r3l.checkpoint import write_file
 from r3l.config import UserError, from_dict, nearest
 from r3l.robot import Joint
 
+from ..camera.settings import CameraSettings
+from ..camera.settings import problems as camera_problems
 from ..dynamixel.chain import Drive, Limits
 from ..dynamixel.control_table import BAUD_RATES, MODELS, Model
 from ..dynamixel.protocol import MOST_ID
@@ -76,6 +78,7 @@ class ClawRig:
     health: Health = field(default_factory=Health)
     geometry: Geometry = field(default_factory=Geometry)
     workspace: Workspace = field(default_factory=Workspace)
+    camera: CameraSettings = field(default_factory=CameraSettings)
     joints: dict[str, JointSettings] = field(default_factory=dict)
 
     @property
@@ -149,6 +152,7 @@ def problems(rig: ClawRig) -> Iterator[str]:
         yield f"joints.{missing[0]} is missing; a hand has {len(NAMES)} joints"
         return
     yield from _number_problems(rig)
+    yield from camera_problems(rig.camera)
     yield from _joint_problems(rig)
 
 
@@ -221,6 +225,7 @@ def to_toml(rig: ClawRig) -> str:
         "strength": "of every joint; current_a can be held for hours",
         "health": "above warm_c the hand rests until cool_c; above hot_c the run ends",
         "geometry": "of the hand; z is up, 0 the table",
+        "camera": "a source of /dev/v4l/by-id, or an MJPEG stream's address; crop is left, top, width, height",
     }
     for name, meaning in tables.items():
         table = getattr(rig, name)

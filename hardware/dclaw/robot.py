@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from r3l.processes.pacing import Schedule
 from r3l.robot import CameraSpec, FloatArray, Observation, Punctuality, Robot, RobotError, RobotSpec, Trouble, Vitals
 from r3l.task import Task
 
+from .eye import Eye
 from .farewell import Farewell
 from .hand import Hand
-from .picture import draw_joints
 from .rig import ClawRig, read_rig
 
 
@@ -26,9 +27,6 @@ class DClaw(Robot):
     with torque off, where nobody else handles it.
     """
 
-    identical_frames = "often"
-    """The joints at rest give the same picture; there is no camera yet."""
-
     def __init__(self, rig: ClawRig, camera: CameraSpec | None = None) -> None:
         self.rig = rig
         self.hand = Hand(rig)
@@ -36,6 +34,8 @@ class DClaw(Robot):
         self._spec = RobotSpec(joints, rig.control_hz, camera or CameraSpec())
         self._schedule = Schedule(1 / rig.control_hz)
         self._farewell = Farewell(self.close)
+        self._eye = Eye(rig.camera, self._spec)
+        self.identical_frames = self._eye.identical_frames
         self._is_connected = self._is_moving = False
 
     @property
@@ -52,18 +52,20 @@ class DClaw(Robot):
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        return self.hand.troubles
+        return (*self.hand.troubles, *self._eye.troubles)
 
     def connect(self) -> None:
         if self._is_connected:
             raise RobotError("the hand is already connected; close it first")
         self._farewell.arm()
+        self._is_connected = True
         try:
+            self._eye.open()
             self.hand.open()
         except BaseException:
-            self._farewell.disarm()
+            with contextlib.suppress(RobotError):  # what was wrong first tells more
+                self.close()
             raise
-        self._is_connected = True
 
     def observe(self) -> Observation:
         self._require_connection()
@@ -71,8 +73,7 @@ class DClaw(Robot):
             self._schedule.wait_to_observe()
             self._is_moving = False
         joint_rad = self.hand.measure().joint_rad.copy()
-        image = draw_joints(joint_rad, self._spec)
-        return Observation(image, joint_rad, time.monotonic(), np.zeros(0, np.float32))
+        return Observation(self._eye.see(joint_rad), joint_rad, time.monotonic(), np.zeros(0, np.float32))
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         self._require_connection()
@@ -97,6 +98,7 @@ class DClaw(Robot):
         try:
             self.hand.close()
         finally:
+            self._eye.close()
             self._farewell.disarm()
 
     def relax_for(self) -> None:

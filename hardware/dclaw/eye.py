@@ -1,0 +1,77 @@
+"""The hand's eye: its camera, or a picture of its joints where it has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from r3l.config import UserError
+from r3l.robot import FloatArray, Image, RobotSpec, Trouble
+
+from ..camera.settings import CameraSettings
+
+if TYPE_CHECKING:
+    from ..camera.camera import Camera
+
+BACKGROUND, BAR = (40, 44, 52), (220, 160, 60)
+
+
+class Eye:
+    """Sees. Without a camera nothing can be learned from what it shows."""
+
+    def __init__(self, settings: CameraSettings, spec: RobotSpec) -> None:
+        """Take a camera; UserError where the extra for it is not installed."""
+        self._spec = spec
+        self._camera = _camera(settings, spec) if settings.source else None
+        self._image: Image = np.zeros((spec.camera.height, spec.camera.width, 3), np.uint8)
+        self._trouble = ""
+
+    @property
+    def identical_frames(self) -> Literal["never", "often"]:
+        """A camera has its noise, joints that rest do not."""
+        return "never" if self._camera else "often"
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What was wrong when somebody looked last: too old a frame is left out."""
+        return (Trouble("camera", "skip", self._trouble),) if self._trouble else ()
+
+    def open(self) -> None:
+        """Open the camera; RobotError where it shows nothing."""
+        self._trouble = ""
+        if self._camera is not None:
+            self._camera.open()
+
+    def close(self) -> None:
+        """Close the camera; safe to call twice."""
+        if self._camera is not None:
+            self._camera.close()
+
+    def see(self, joint_rad: FloatArray) -> Image:
+        """Return the newest image, [H, W, 3], which `troubles` says when it is too old."""
+        if self._camera is None:
+            return draw_joints(joint_rad, self._spec)
+        frame, self._trouble = self._camera.newest(), self._camera.trouble()
+        if frame is not None:
+            self._image = frame.image
+        return self._image.copy()
+
+
+def _camera(settings: CameraSettings, spec: RobotSpec) -> Camera:
+    try:
+        from ..camera.camera import Camera
+    except ModuleNotFoundError as error:
+        raise UserError(f"a camera needs the package {error.name!r}; pip install 'r3l[camera]'") from error
+    return Camera(settings, spec.camera)
+
+
+def draw_joints(joint_rad: FloatArray, spec: RobotSpec) -> Image:
+    """Draw a bar per joint, from the bottom where it is at its lower limit to the top at its upper one: [H, W, 3]."""
+    height, width = spec.camera.height, spec.camera.width
+    image = np.full((height, width, 3), BACKGROUND, np.uint8)
+    share = (np.nan_to_num(joint_rad) - spec.lower_rad) / (spec.upper_rad - spec.lower_rad)
+    edges = np.linspace(0, width, len(joint_rad) + 1).astype(int)
+    for part, left, right in zip(np.clip(share, 0.02, 1.0), edges[:-1], edges[1:], strict=True):
+        image[height - max(int(part * height), 1) :, left : max(right - 1, left + 1)] = BAR
+    return image
