@@ -280,6 +280,12 @@ class Background:
         if self._is_due:
             self._misplaced, self._is_due = self._compare(np.median(self._frames, axis=0)), False
 
+    def misplaced(self, frames: NDArray[np.uint8]) -> float:
+        """Return how much better the background fits frames [N, H, W, 3] elsewhere, from 0 to 1; 0 where it is none."""
+        if not self._places.size:
+            return 0.0
+        return self._compare(np.median(frames.mean(-1, dtype=np.float32), axis=0))
+
     def _compare(self, grey: NDArray[np.float32]) -> float:
         found = np.pad(gradients(grey).reshape(2, -1), ((0, 0), (0, 1)))[:, self._places]
         both, sizes = (found * self._expected).sum(0), (found**2).sum(0) + (self._expected**2).sum(0)

@@ -365,12 +365,14 @@ def tell(command: PauseCommand | ResumeCommand | RelaxCommand | StopCommand) -> 
 def doctor(command: DoctorCommand) -> int:
     """Look at a rig."""
     with needing("dynamixel"):
+        from r3l.goals import read_goals
         from r3l.hardware.dclaw.doctor import examine
         from r3l.hardware.dclaw.rig import read_rig
 
     has_failed = False
     with ending_in_order():
-        found = examine(read_rig(command.rig), command.runs, wiggles=command.wiggle, reboots=command.reboot)
+        rig, goals = read_rig(command.rig), read_goals(command.goals) if command.goals else None
+        found = examine(rig, command.runs, goals=goals, wiggles=command.wiggle, reboots=command.reboot)
         for line in found:
             has_failed |= line.level == "FAIL"
             print(line, flush=True)

@@ -267,6 +267,8 @@ class DoctorCommand:
     """Then move every joint a little, slowly, one after the other: clear the workspace, a hand on the power switch."""
     reboot: tuple[int, ...] = ()
     """Ids of servos to start anew first, which clears their hardware errors: after you looked what caused them."""
+    goals: OptionalPath = None
+    """Goal folder: does the camera see the workspace as these images do?"""
     runs: Path = Path("runs")
     """Folder that will hold the run directories."""
 

@@ -203,6 +203,13 @@ def load_goals(folder: Path, camera: CameraSpec, minimum: int) -> Goals:
     return Goals(train, _load_part(folder, HELD_OUT, meta.held_out, expected), meta)
 
 
+def read_goals(folder: Path) -> Goals:
+    """Read a folder that `save_goals` wrote, of whatever size; raises what `load_goals` does."""
+    _require_folder(folder)
+    height, width = _read_meta(folder).image
+    return load_goals(folder, CameraSpec(width, height), 0)
+
+
 def joined(first: Goals, second: Goals) -> Goals:
     """Return the images of both, those held out of either still held out."""
     train = np.concatenate([first.train, second.train])

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r3l.benchmark.night import goal_images
+from r3l.goals import Goals, read_goals, save_goals
 from r3l.hardware.camera.camera import Camera
+from r3l.hardware.camera.doctor import look_at_camera
 from r3l.hardware.camera.optics import Optics
 from r3l.hardware.camera.server import CameraServer
 from r3l.hardware.camera.settings import CameraSettings, problems
@@ -188,6 +191,64 @@ def test_a_camera_can_be_opened_again(server: CameraServer) -> None:
             with pytest.raises(RobotError, match="already open"):
                 camera.open()
     camera.close()
+
+
+# The doctor
+
+
+class Workspace:
+    """What the bench's camera sees, in pictures of a camera's size."""
+
+    def __init__(self) -> None:
+        self.images = goal_images()[0]
+        self.shift_px = self.number = 0
+        self._rng = np.random.default_rng(0)
+
+    def __call__(self) -> np.ndarray:
+        self.number += 1
+        image = np.roll(self.images[self.number % len(self.images)], self.shift_px, axis=1)
+        noisy = image.astype(int) + self._rng.integers(-2, 3, image.shape)
+        return np.kron(np.clip(noisy, 0, 255).astype(np.uint8), np.ones((4, 4, 1), np.uint8))
+
+
+@pytest.fixture
+def goals(tmp_path: Path) -> Goals:
+    train, held_out = goal_images()
+    save_goals(tmp_path / "goals", train, held_out, task="valve", robot="bench", source="test")
+    return read_goals(tmp_path / "goals")
+
+
+def failures(settings: CameraSettings, goals: Goals, control_hz: float = 10.0) -> list[str]:
+    return [line.text for line in look_at_camera(settings, control_hz, goals) if line.level == "FAIL"]
+
+
+def test_a_camera_that_sees_what_the_goal_images_show_is_well(goals: Goals) -> None:
+    with CameraServer(Workspace(), fps=30.0) as server:
+        assert failures(CameraSettings(server.address), goals) == []
+
+
+def test_a_camera_that_is_not_as_it_was_is_found(goals: Goals) -> None:
+    workspace = Workspace()
+    with CameraServer(workspace, fps=30.0) as server:
+        settings = CameraSettings(server.address)
+        workspace.shift_px = 6
+        assert "fits better elsewhere" in failures(settings, goals)[0]
+        workspace.shift_px = 0
+        server.faults.dark = True
+        assert "the picture is dark" in failures(settings, goals)[0]
+        server.faults.dark = False
+        server.faults.freezes = True
+        assert "identical pictures; it is frozen" in failures(settings, goals)[0]
+        server.faults.freezes = False
+        workspace.images = np.minimum(workspace.images.astype(int) + 60, 255).astype(np.uint8)
+        assert "the goal images have" in failures(settings, goals)[-1]
+        assert "expected 150 or more for 100 Hz" in failures(settings, goals, 100.0)[0]
+        server.faults.refuses = True
+        assert "gives no picture" in failures(settings, goals)[0]
+
+
+def test_no_camera_is_a_note(goals: Goals) -> None:
+    assert [line.level for line in look_at_camera(CameraSettings(), 10.0, goals)] == ["note"]
 
 
 # What is made of a frame

@@ -19,7 +19,7 @@ from .optics import Optics
 from .settings import LOCKED, CameraSettings
 from .stream import Stream
 
-OPEN_S = 10.0
+OPEN_S = 6.0
 """The first frame may take so long."""
 REOPEN_S, MOST_REOPEN_S = 0.2, 5.0
 """Pause before a lost source is opened again, doubled each time up to the most."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from r3l.goals import Goals
 from r3l.robot import FloatArray, RobotError
 from r3l.storage import GIB, room_left
 
+from ..camera.doctor import Line, look_at_camera
 from ..dynamixel.bus import Bus, Pong
 from ..dynamixel.chain import Chain
 from ..dynamixel.control_table import BAUD_RATES, MODELS
@@ -36,33 +38,31 @@ WIGGLE_RAD, WIGGLE_RAD_S, LEAST_WIGGLE = 0.1, 0.5, 0.5
 SETTLING_S = 0.3
 BEYOND = 0.1
 """Of its range, that a joint may be seen outside its limits."""
-Level = Literal["ok", "note", "FAIL"]
 
 
-@dataclass(frozen=True)
-class Line:
-    """One thing that was looked at."""
-
-    level: Level
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.level:4}  {self.text}"
-
-
-def examine(rig: ClawRig, folder: Path, *, wiggles: bool = False, reboots: tuple[int, ...] = ()) -> Iterator[Line]:
+def examine(
+    rig: ClawRig,
+    folder: Path,
+    *,
+    goals: Goals | None = None,
+    wiggles: bool = False,
+    reboots: tuple[int, ...] = (),
+) -> Iterator[Line]:
     """Yield what is found, as it is found; torque is off afterwards.
 
     Args:
         rig: of the hand.
         folder: where runs are to be kept.
+        goals: what the camera is to see the workspace as.
         wiggles: whether every joint is moved a little, slowly, where nothing forbids it.
         reboots: ids of servos to start anew first, which clears their hardware errors.
     """
     bus = Bus(rig.bus.port, rig.bus.baud_rate)
     chain = Chain(bus, rig.model, rig.drives, rig.limits)
     is_well = True
-    for line in (*_look_at_disk(folder), *_look_at_port(bus)):
+    for line in itertools.chain(
+        _look_at_disk(folder), look_at_camera(rig.camera, rig.control_hz, goals), _look_at_port(bus)
+    ):
         is_well &= line.level != "FAIL"
         yield line
     if not bus.port.is_open:
