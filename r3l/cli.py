@@ -45,12 +45,15 @@ from r3l.commands import (
 )
 from r3l.config import MANY, UserError, nearest, to_dict
 from r3l.experience import StoreError
+from r3l.goals import Images
 from r3l.process import tune_process
 from r3l.processes.supervisor import end_orphans
 from r3l.progress import progress_bar
-from r3l.robot import RobotError
+from r3l.robot import Robot, RobotError, SimulatedRobot
 from r3l.run import Run, free_name
+from r3l.safety import SafeRobot
 from r3l.settings import deadline, ends_by_time, preset_config, resolve
+from r3l.task import Task
 
 FAILED_CODE = 3
 """A run that ended since it could not go on; a service does not begin it again."""
@@ -126,35 +129,72 @@ def _unknown_option(option: str, name: str, command: type) -> str:
 
 def goals(command: GoalsCommand) -> int:
     """Collect goal images into a folder."""
-    from r3l.goals import collect_on_twin, read_folder, save_goals, split, variety_warnings
+    from r3l.goals import read_folder, save_goals, split, variety_warnings
     from r3l.registry import load_robot, load_task
-    from r3l.robot import SimulatedRobot
+    from r3l.shoot import contact_sheet
 
     task = load_task(command.task)
     out = command.out or Path("goals") / task.name
     if out.exists():
         raise UserError(f"goal folder {out} exists and is never overwritten; remove it, or choose another --out")
-    camera = task.rig.camera
     rng = np.random.default_rng(command.seed)
+    settings: dict[str, tuple[float, ...]] = {}
     if command.from_folder is not None:
-        images = read_folder(command.from_folder, (camera.height, camera.width), task.minimum_goals)
+        size = task.rig.camera
+        images = read_folder(command.from_folder, (size.height, size.width), task.minimum_goals)
         source = command.from_folder.name
     else:
-        robot = load_robot(command.robot, task)
-        if not isinstance(robot, SimulatedRobot):
-            raise UserError(f"robot {command.robot!r} is not simulated: take pictures, then use --from-folder DIR")
-        if command.count < task.minimum_goals:
-            raise UserError(f"--count {command.count} is too few goal images, expected {task.minimum_goals} or more")
-        with robot, progress_bar("goal images", "image", command.count) as bar:
-            images = np.stack(collect_on_twin(task, robot, command.count, rng, lambda: bar.update() and None))
-        source = "twin stand-in"
+        robot = load_robot(command.robot, task, rig=command.rig)
+        images, source = _collect(command, task, robot, rng)
+        settings = robot.camera_settings
     for warning in variety_warnings(images):
         print(f"warning: {warning}")
     train_images, held_out = split(images, command.held_out, rng)
-    save_goals(out, train_images, held_out, task=task.name, robot=command.robot, source=source)
+    save_goals(out, train_images, held_out, task=task.name, robot=command.robot, source=source, camera=settings)
+    contact_sheet(images, out / "contact-sheet.png")
     print(f"{len(train_images)} goal images for training and {len(held_out)} held out are in {out}")
-    print(f"next: r3l train {command.task}")
+    print(f"look at {out / 'contact-sheet.png'}; next: r3l train {command.task}")
     return 0
+
+
+def _collect(command: GoalsCommand, task: Task, robot: Robot, rng: np.random.Generator) -> tuple[Images, str]:
+    """Take goal images on a robot; return them [N, H, W, 3] and who took them."""
+    from r3l.goals import TWIN_SOURCE, collect_on_twin
+    from r3l.shoot import HELP, Shoot, take_pictures
+
+    if isinstance(robot, SimulatedRobot) and not command.by_hand:
+        if command.count < task.minimum_goals:
+            raise UserError(f"--count {command.count} is too few goal images, expected {task.minimum_goals} or more")
+        with robot, progress_bar("goal images", "image", command.count) as bar:
+            found = collect_on_twin(task, robot, command.count, rng, lambda: bar.update() and None)
+        return np.stack(found), TWIN_SOURCE
+    safe, shoot = SafeRobot(robot, task.rig.limits, task.rig.max_step_rad), Shoot(task.minimum_goals)
+    with ending_in_order(), safe:
+        print(f"Arrange the object as a success looks, {task.minimum_goals} times or more. {HELP}", flush=True)
+        take_pictures(safe, shoot, lines(), print, rng, _arranging(task, safe, robot, rng))
+    if not shoot.is_enough:
+        raise UserError(
+            f"{len(shoot.images)} goal images were taken, expected {task.minimum_goals} or more; none is kept"
+        )
+    return np.stack(shoot.images), "by hand"
+
+
+def _arranging(task: Task, safe: SafeRobot, robot: Robot, rng: np.random.Generator) -> Callable[[], None] | None:
+    """Return what arranges the object on a simulated robot; None where a person does."""
+    if not isinstance(robot, SimulatedRobot):
+        return None
+
+    def arrange() -> None:
+        robot.place(task.goal_states(1, rng)[0], rng)
+        safe.forget()
+
+    return arrange
+
+
+def lines() -> Iterator[str]:
+    """Yield what a person types, line by line, until they end it."""
+    for line in sys.stdin:
+        yield line.strip().lower()
 
 
 def reopen(command: TrainCommand) -> Run:

@@ -23,9 +23,9 @@ OptionalPath = Annotated[Path | None, _optional("PATH")]
 class GoalsCommand:
     """Collect goal images: pictures of success, the only thing R3L is told about a task.
 
-    On the twin a stand-in for the person's hand places the object at the goal, with the fingers in random poses so
-    that they tell nothing. With --from-folder your own pictures are used: take them with the robot's camera, fixed,
-    and move the fingers between shots.
+    On a robot with hardware you arrange the object and press Enter for each picture; move the fingers between two, or
+    let them move (b), so that their pose tells nothing. On the twin a stand-in for your hand places the object, all by
+    itself, or with --by-hand at each of your keys. With --from-folder pictures that you have are used.
     """
 
     task: tyro.conf.Positional[str]
@@ -38,8 +38,12 @@ class GoalsCommand:
     """Take the images of this folder instead (png, jpg, bmp)."""
     held_out: float = 0.2
     """Share of the images kept out of training, to watch for overfitting and to calibrate the judge."""
+    by_hand: bool = False
+    """Take pictures one key at a time on a simulated robot too."""
     robot: str = "twin"
     """Robot to collect on; `r3l robots` lists them."""
+    rig: OptionalPath = None
+    """Its rig file, where it has one."""
     seed: int = 0
 
 

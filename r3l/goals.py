@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 from r3l.config import UserError, from_dict
 from r3l.files import is_inside, read, read_json, remove
 from r3l.images import MOST_BYTES, MOST_PIXELS, fit, open_image, quoted, rgb
-from r3l.robot import CameraSpec, SimulatedRobot
+from r3l.robot import CameraSettings, CameraSpec, SimulatedRobot
 from r3l.robot import Image as Frame
 from r3l.safety import SafeRobot
 from r3l.task import Task
@@ -52,6 +52,8 @@ class GoalsMeta:
     """Number of images kept for calibration."""
     source: str
     """Who took them: TWIN_SOURCE, or the name of the folder they came from."""
+    camera: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """`Robot.camera_settings` of who took them; empty where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,23 @@ def split(images: Sequence[Frame] | Images, held_out_share: float, rng: np.rando
     return stacked[order[count:]], stacked[order[:count]]
 
 
-def save_goals(folder: Path, train: Images, held_out: Images, *, task: str, robot: str, source: str) -> None:
+def save_goals(
+    folder: Path,
+    train: Images,
+    held_out: Images,
+    *,
+    task: str,
+    robot: str,
+    source: str,
+    camera: CameraSettings | None = None,
+) -> None:
     """Write a folder of goal images, whole or not at all.
 
     Raises:
         UserError: the folder exists (it is never overwritten) or cannot be written.
     """
     height, width = train.shape[1:3]
-    meta = GoalsMeta(FORMAT_VERSION, task, robot, (height, width), len(train), len(held_out), source)
+    meta = GoalsMeta(FORMAT_VERSION, task, robot, (height, width), len(train), len(held_out), source, camera or {})
     images = zip(_names(meta), (*train, *held_out), strict=True)
     _write_folder(folder, meta, ((name, _png(image)) for name, image in images))
 
@@ -210,6 +221,21 @@ def read_goals(folder: Path) -> Goals:
     return load_goals(folder, CameraSpec(width, height), 0)
 
 
+def camera_problem(meta: GoalsMeta, camera: CameraSettings) -> str:
+    """Return in one line in what the camera that took goal images was set otherwise; nothing where it was not.
+
+    Images whose camera nobody knows fit any.
+    """
+    for name in sorted(meta.camera.keys() & camera.keys()):
+        if tuple(meta.camera[name]) != tuple(camera[name]):
+            then, now = list(meta.camera[name]), list(camera[name])
+            return (
+                f"goal images were taken with camera.{name} {then}, the rig has {now}, and a classifier tells cameras "
+                "apart; set it as it was, or take goal images anew"
+            )
+    return ""
+
+
 def joined(first: Goals, second: Goals) -> Goals:
     """Return the images of both, those held out of either still held out."""
     train = np.concatenate([first.train, second.train])
@@ -224,7 +250,7 @@ def variety_warnings(images: Images) -> list[str]:
     identical = count - len({image.tobytes() for image in images})
     if identical:
         found.append(f"{identical} of {count} goal images are identical to another one; move the fingers in between")
-    thumbnails = np.stack([_thumbnail(image) for image in images])
+    thumbnails = np.stack([thumbnail(image) for image in images])
     flat = int((thumbnails.std(axis=1) < FLAT_LEVELS).sum())
     if flat:
         found.append(f"{flat} of {count} goal images show next to nothing; look at the lens cap and the light")
@@ -236,7 +262,8 @@ def variety_warnings(images: Images) -> list[str]:
     return found
 
 
-def _thumbnail(image: Frame) -> NDArray[np.float32]:
+def thumbnail(image: Frame) -> NDArray[np.float32]:
+    """Return a picture's coarse look, [T]: pictures that hardly differ in it are near-duplicates."""
     small = Image.fromarray(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1)
 

@@ -24,7 +24,7 @@ from r3l.body import keeps_real_time, leaves_a_core
 from r3l.config import MANY, Config, UserError
 from r3l.env import RobotEnv
 from r3l.experience import PHASES, Row
-from r3l.goals import Goals
+from r3l.goals import Goals, camera_problem
 from r3l.learner import Learner
 from r3l.networks import channels_first
 from r3l.robot import Robot, SimulatedRobot
@@ -52,6 +52,8 @@ def check(
     """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`."""
     lines: list[str] = []
     problems: list[str] = []
+    camera = camera_problem(goals.meta, robot.camera_settings)
+    problems += [camera] if camera else []
     lines.append(f"goals: {len(goals.train)} for training, {len(goals.held_out)} held out")
     control_hz = task.rig.control_hz
     step_s, keeps_time = 1 / control_hz, keeps_real_time(config, robot)

@@ -19,6 +19,10 @@ Truth = dict[str, float]
 """Ground truth of a simulated scene by name; `error` is among them."""
 
 
+CameraSettings = dict[str, tuple[float, ...]]
+"""What a camera is set to, by name; what goal images and a run must have in common."""
+
+
 class RobotError(RuntimeError):
     """A robot cannot do what was asked; the message says what, what was expected and the next step."""
 
@@ -130,6 +134,11 @@ class Robot(ABC):
     @abstractmethod
     def spec(self) -> RobotSpec:
         """What this robot is; known before `connect`."""
+
+    @property
+    def camera_settings(self) -> CameraSettings:
+        """What its camera is set to; known before `connect`, and empty where there is nothing to set."""
+        return {}
 
     @property
     def punctuality(self) -> Punctuality | None:

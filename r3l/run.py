@@ -118,7 +118,9 @@ class Run:
         for left_over in (fresh, old):
             remove(left_over)
         meta = goals.meta
-        save_goals(fresh, goals.train, goals.held_out, task=meta.task, robot=meta.robot, source=meta.source)
+        save_goals(
+            fresh, goals.train, goals.held_out, task=meta.task, robot=meta.robot, source=meta.source, camera=meta.camera
+        )
         self.goals.rename(old)
         fresh.rename(self.goals)
         remove(old)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from r3l.robot import FloatArray, Joint, Observation, Robot, RobotError, RobotSpec, Trouble
+from r3l.robot import CameraSettings, FloatArray, Joint, Observation, Robot, RobotError, RobotSpec, Trouble
 
 MOST_BEYOND = 0.25
 """Of its range, that a joint may be pushed beyond its limits; what reads farther off is no joint's place."""
@@ -53,6 +53,10 @@ class SafeRobot(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
+
+    @property
+    def camera_settings(self) -> CameraSettings:
+        return self.robot.camera_settings
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:

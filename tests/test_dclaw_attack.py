@@ -26,7 +26,9 @@ def test_nothing_outside_any_limit_reaches_a_register(actions: int, tmp_path: Pa
     assert found["writes"]["goal_position"] > 8 * actions
 
 
-def limitless(self: Envelope, target: np.ndarray[Any, Any], begin: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def limitless(
+    self: Envelope, target: np.ndarray[Any, Any], begin: object, measured: object = None
+) -> np.ndarray[Any, Any]:
     sent: np.ndarray[Any, Any] = np.clip(target, -3.0, 3.0).astype(np.float32)
     return sent
 

@@ -33,6 +33,12 @@ class CameraSettings:
     """An older frame than this is no observation."""
 
 
+def settings_of_images(settings: CameraSettings) -> dict[str, tuple[float, ...]]:
+    """Return what makes an image look as it does, by name: what goal images and a run must have in common."""
+    sizes = {"size": (float(settings.width), float(settings.height)), "crop": tuple(map(float, settings.crop))}
+    return sizes | {"lens": settings.lens} | {name: getattr(settings, name) for name in LOCKED}
+
+
 def problems(settings: CameraSettings) -> Iterator[str]:
     """Yield what is wrong, the key first."""
     for key, least, most in (

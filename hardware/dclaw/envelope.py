@@ -8,6 +8,8 @@ from r3l.robot import FloatArray, Joint
 
 from .kinematics import FINGERS, Array, Kinematics
 
+LEASH_RAD = 0.8
+"""Farther than this from where it was measured last no joint is sent: one that is held does not push ever more."""
 SHARES = np.array([1.0, 0.75, 0.5, 0.25, 0.1])
 """Of a finger's move, tried from the largest down."""
 COUNT_RAD = 2 * np.pi / 4096
@@ -23,31 +25,44 @@ class Envelope:
         self._upper = np.array([joint.max_rad for joint in joints], np.float64)
         self._max_step_rad, self._kinematics = max_step_rad, kinematics
 
-    def limit(self, target_rad: FloatArray, from_rad: FloatArray) -> FloatArray:
+    def limit(self, target_rad: FloatArray, from_rad: FloatArray, measured_rad: FloatArray | None = None) -> FloatArray:
         """Return the pose nearest to `target_rad` that may be sent after `from_rad`, [A] rad each.
 
         A hand that is outside, since somebody put it there, may come back, and go no farther out. A finger that
-        must not go all the way goes part of it; the others are not held up.
+        must not go all the way goes part of it; the others are not held up. The rules hold between where fingers are
+        sent, and between each and where the others were measured, which may be held somewhere.
         """
         begin = np.asarray(from_rad, np.float64)
-        inside = np.clip(np.asarray(target_rad, np.float64), self._lower, self._upper)
+        measured = begin if measured_rad is None else np.where(np.isnan(measured_rad), begin, measured_rad)
+        wanted = np.clip(np.asarray(target_rad, np.float64), measured - LEASH_RAD, measured + LEASH_RAD)
+        inside = np.clip(wanted, self._lower, self._upper)
         target = np.clip(inside, begin - self._max_step_rad, begin + self._max_step_rad)
         if np.array_equal(target, begin):
             return begin.astype(np.float32)
-        before, after = self._kinematics.excess(np.stack([begin, target]))
-        allowed = max(float(before), 0.0)
-        if after > allowed:
-            target = self._by_finger(begin, target, allowed)
+        allowed = np.maximum(self._excess(begin[None], measured)[0], 0.0)
+        if (self._excess(target[None], measured)[0] > allowed).any():
+            target = self._by_finger(begin, target, measured, allowed)
         return target.astype(np.float32)
 
-    def _by_finger(self, begin: Array, target: Array, allowed: float) -> Array:
+    def _excess(self, poses: Array, measured: Array) -> Array:
+        """Return by how much poses [N, A] break the rules: by themselves, and each finger beside the others' measured.
+
+        [N, 1 + FINGERS], m.
+        """
+        looked_at = np.repeat(poses[:, None], 1 + FINGERS, 1)
+        for finger in range(FINGERS):
+            others = np.r_[0 : 3 * finger, 3 * finger + 3 : 3 * FINGERS]
+            looked_at[:, 1 + finger, others] = measured[others]
+        return self._kinematics.excess(looked_at)
+
+    def _by_finger(self, begin: Array, target: Array, measured: Array, allowed: Array) -> Array:
         """Move one finger after the other as far as it may go."""
         pose = begin.copy()
         for finger in range(FINGERS):
             part = np.s_[3 * finger : 3 * finger + 3]
             tried = np.repeat(pose[None], len(SHARES), 0)
             tried[:, part] += SHARES[:, None] * (target[part] - begin[part])
-            fits = np.flatnonzero(self._kinematics.excess(tried) <= allowed)
+            fits = np.flatnonzero((self._excess(tried, measured) <= allowed).all(1))
             if len(fits):
                 pose = tried[fits[0]]
         return pose

@@ -144,7 +144,7 @@ class Hand:
         """
         try:
             if self._may_move() and self._is_ready():
-                goal_rad = self.envelope.limit(target_rad, self._goal_rad)
+                goal_rad = self.envelope.limit(target_rad, self._goal_rad, self._readings.joint_rad)
                 self.chain.send(goal_rad)
                 self._goal_rad, self._heard_s = goal_rad, time.monotonic()
         except PortError as error:

@@ -10,9 +10,21 @@ import numpy as np
 
 from r3l.config import UserError
 from r3l.processes.pacing import Schedule
-from r3l.robot import CameraSpec, FloatArray, Observation, Punctuality, Robot, RobotError, RobotSpec, Trouble, Vitals
+from r3l.robot import (
+    CameraSettings,
+    CameraSpec,
+    FloatArray,
+    Observation,
+    Punctuality,
+    Robot,
+    RobotError,
+    RobotSpec,
+    Trouble,
+    Vitals,
+)
 from r3l.task import Task
 
+from ..camera.settings import settings_of_images
 from .eye import Eye
 from .farewell import Farewell
 from .hand import Hand
@@ -49,6 +61,10 @@ class DClaw(Robot):
     @property
     def vitals(self) -> Vitals | None:
         return self.hand.vitals
+
+    @property
+    def camera_settings(self) -> CameraSettings:
+        return settings_of_images(self.rig.camera) if self.rig.camera.source else {}
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:

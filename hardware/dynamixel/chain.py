@@ -18,6 +18,8 @@ SCAN_BEGIN_S, SCAN_ID_S = 0.1, 0.004
 """How long a broadcast takes, and each id up to the highest: the DYNAMIXEL SDK waits 3 ms for each."""
 REBOOT_S, BOOTING_S, ANSWER_S = 2.0, 0.05, 0.006
 """A servo that was rebooted is back by then; between two looks for it; how long a look takes."""
+REST_S, REST_POLL_S, REST_RAD_S = 1.0, 0.01, 0.1
+"""Who takes hold of servos waits for so long at most until they rest, and what rest is."""
 RELAX_S = 0.5
 """Torque is taken off again and again for so long, until every servo says that it is off."""
 TURN = 2 * math.pi
@@ -160,18 +162,28 @@ class Chain:
             BusError: a servo's goal is not where it is, or it takes no torque. No servo of these has torque then.
         """
         servos = list(self.ids if servos is None else servos)
+        held = {}
         try:
-            position, goal = self.model["present_position"], self.model["goal_position"]
-            measured = {servo: self._into_one_turn(servo, self.bus.read(servo, position)) for servo in servos}
-            for servo, angle_rad in measured.items():
-                self.bus.write(servo, goal, angle_rad)
+            self._await_rest(servos)
             for servo in servos:
+                angle_rad = self._into_one_turn(servo, self.bus.read(servo, self.model["present_position"]))
+                self.bus.write(servo, self.model["goal_position"], angle_rad)
                 self.bus.write(servo, self.model["torque_enable"], 1)
                 self.bus.write(servo, self.model["bus_watchdog"], self.limits.watchdog_s)
+                held[servo] = self._by_id[servo].joint_rad(angle_rad)
         except BaseException:
             self.relax(servos)
             raise
-        return {servo: self._by_id[servo].joint_rad(angle_rad) for servo, angle_rad in measured.items()}
+        return held
+
+    def _await_rest(self, servos: list[int]) -> None:
+        """Wait until servos without torque move no more, or have fallen for long enough."""
+        velocity, until_s = self.model["present_velocity"], time.monotonic() + REST_S
+        while time.monotonic() < until_s:
+            found = self.bus.sync_read(servos, velocity.address, velocity.size)
+            if all(abs(velocity.decode(reply.data)) < REST_RAD_S for reply in found.values() if not reply.error):
+                return
+            time.sleep(REST_POLL_S)
 
     def _into_one_turn(self, servo: int, angle_rad: float) -> float:
         """Return a servo's angle; one of many turns is brought back to one first, while it has no torque."""
