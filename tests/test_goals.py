@@ -168,7 +168,7 @@ def test_a_saved_folder_loads_to_the_same_pixels_and_can_be_imported(tmp_path: P
     np.testing.assert_array_equal(loaded.held_out, held_out)
     assert json.loads((folder / "goals.json").read_text()) == {
         "version": 1, "task": "valve", "robot": "twin", "image": [16, 24], "train": 6, "held_out": 2,
-        "source": "twin stand-in",
+        "source": "twin stand-in", "camera": {},
     }  # fmt: skip
     np.testing.assert_array_equal(read_folder(folder, SHAPE, 8), np.concatenate([train, held_out]))
     assert os.listdir(folder.parent) == ["goals"]

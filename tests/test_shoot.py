@@ -58,10 +58,6 @@ def test_what_is_wrong_with_a_picture_is_told_at_once() -> None:
     assert sharpness(picture(6)) > 3 * sharpness(blurred(picture(6)))
 
 
-class Robot(SafeRobot):
-    """The fake behind safety, which counts what it does."""
-
-
 @pytest.fixture
 def claw() -> Iterator[EmulatedClaw]:
     claw = EmulatedClaw()
