@@ -105,10 +105,7 @@ class Twin(SimulatedRobot):
         if self._pending_s > 0.0:
             for _ in range(round(self._pending_s * SUBSTEPS_PER_S)):
                 client.stepSimulation()
-            self._time_s += self._pending_s
-            self._pending_s = 0.0
-            if self.on_period is not None:
-                self.on_period(self._time_s, self.scene.truth())
+            self.end_period(self._pending_s)
         state = self.scene.state() if self._diagnostic else np.zeros(0, np.float32)
         return Observation(self._render(), self._joint_rad(), self._time_s, state)
 
@@ -122,6 +119,45 @@ class Twin(SimulatedRobot):
     def relax(self) -> None:
         if self._client is not None:
             self._drive(self._joint_rad(), 0.0)
+
+    # What emulated servos move the fingers with
+
+    def turn(self, joint: int, target_rad: float, torque_nm: float, speed_rad_s: float) -> None:
+        """Drive one joint towards an angle with a torque and at a speed, at most, from the next substep on."""
+        self._connected().setJointMotorControl2(
+            self._fingers[joint // 3],
+            joint % 3,
+            p.POSITION_CONTROL,
+            targetPosition=target_rad,
+            positionGain=POSITION_GAIN,
+            force=torque_nm,
+            maxVelocity=speed_rad_s,
+        )
+
+    def substep(self) -> None:
+        """Let 1 / SUBSTEPS_PER_S seconds go by."""
+        self._connected().stepSimulation()
+
+    def end_period(self, period_s: float) -> None:
+        """Take note that a control period is over."""
+        self._time_s += period_s
+        self._pending_s = 0.0
+        if self.on_period is not None:
+            self.on_period(self._time_s, self.scene.truth())
+
+    def joint_states(self) -> list[tuple[float, float, float]]:
+        """Return angle (rad), speed (rad/s) and torque (N·m) of every joint."""
+        states = (self._connected().getJointStates(body, [0, 1, 2]) for body in self._fingers)
+        return [(joint[0], joint[1], joint[3]) for finger in states for joint in finger]
+
+    @property
+    def time_s(self) -> float:
+        """The world's clock."""
+        return self._time_s
+
+    def look(self) -> Image:
+        """Return what the camera sees now, [H, W, 3]."""
+        return self._render()
 
     def close(self) -> None:
         if self._client is not None:
@@ -206,15 +242,7 @@ class Twin(SimulatedRobot):
 
     def _drive(self, target_rad: FloatArray, torque_nm: float) -> None:
         for index, angle in enumerate(target_rad):
-            self._client.setJointMotorControl2(
-                self._fingers[index // 3],
-                index % 3,
-                p.POSITION_CONTROL,
-                targetPosition=float(angle),
-                positionGain=POSITION_GAIN,
-                force=torque_nm,
-                maxVelocity=MAX_SPEED_RAD_S,
-            )
+            self.turn(index, float(angle), torque_nm, MAX_SPEED_RAD_S)
 
     def _random_pose(self, rng: np.random.Generator) -> FloatArray:
         lower, upper = self._limits

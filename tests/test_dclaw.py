@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from emulated import REST_RAD, WATCHDOG_S, EmulatedClaw
 
+from r3l.hardware.dclaw.envelope import Envelope
 from r3l.hardware.dclaw.hand import Hand
+from r3l.hardware.dclaw.kinematics import Kinematics
 from r3l.hardware.dclaw.rig import IDS, default_rig, write_rig
 from r3l.hardware.dynamixel.control_table import XL330_M288, HardwareError
 from r3l.hardware.dynamixel.servo import Servo
@@ -180,12 +183,12 @@ def test_commands_are_steps_from_where_the_joints_are_sent(moving: EmulatedClaw)
 
 def test_an_overload_is_answered_by_a_reboot_three_times_at_most(moving: EmulatedClaw) -> None:
     motion = Motion(moving)
-    for left in (2, 1, 0):
+    for _ in range(3):
         moving.servos[12].fail(HardwareError.OVERLOAD)
         found = stay(moving, 4)
         assert names(found) == ["overload-finger0_tip"]
         assert "°C" in found[0].message
-        assert f"{left} more times" in found[0].message
+        assert "is rebooted" in found[0].message
         assert moving.has_torque == {True}
     assert motion.farthest_rad < 0.02
     moving.servos[12].fail(HardwareError.OVERLOAD)
@@ -323,6 +326,146 @@ def test_damaged_packets_change_nothing(moving: EmulatedClaw) -> None:
     assert moving.has_torque == {True}
 
 
+# What an independent emulator found
+
+
+def test_no_finger_passes_through_another_on_its_way(claw: EmulatedClaw) -> None:
+    """The ends of a step may both be allowed, and what is between not."""
+    kinematics, rng = Kinematics(claw.rig.geometry, claw.rig.workspace), np.random.default_rng(0)
+    envelope = Envelope(tuple(drive.joint for drive in claw.rig.drives), 0.5, kinematics)
+    lower, upper = claw.spec.lower_rad, claw.spec.upper_rad
+    pose = np.zeros(9, np.float32)
+    for _ in range(400):
+        target = rng.uniform(lower, upper).astype(np.float32)
+        sent = envelope.limit(target, pose)
+        ways = pose + np.linspace(0, 1, 50)[:, None] * (sent - pose)
+        assert kinematics.excess(ways).max() < 0.006, "but for what is between two places that are looked at"
+        pose = sent
+
+
+def test_one_finger_outside_frees_no_other(claw: EmulatedClaw) -> None:
+    kinematics = Kinematics(claw.rig.geometry, claw.rig.workspace)
+    envelope = Envelope(tuple(drive.joint for drive in claw.rig.drives), 0.25, kinematics)
+    pose = np.array([0.0, -1.04, -1.4] + [0.0] * 6, np.float32)
+    assert kinematics.excess(pose) > 0.03
+    target = np.array([0.0, -1.04, -1.4, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0], np.float32)
+    for _ in range(20):
+        pose = envelope.limit(target, pose)
+    assert kinematics.excesses(pose)[3:].max() <= 1e-6, "the other two keep their distance"
+
+
+def test_a_joint_that_is_held_is_not_sent_ever_farther(moving: EmulatedClaw) -> None:
+    held = moving.servos[11]
+    held.mechanics.lowest_rad = held.mechanics.highest_rad = held.angle_rad
+    target = np.array(REST_RAD, np.float32)
+    target[1] += 1.2
+    for _ in range(15):
+        moving.command(target)
+        moving.observe()
+    assert abs(held.value("goal_position") - held.angle_rad) <= 0.41
+
+
+def test_torque_goes_off_when_the_port_is_back_at_the_end(moving: EmulatedClaw) -> None:
+    moving.emulator.unplug()
+    stay(moving)
+    moving.emulator.plug_in()
+    moving.close()
+    assert moving.has_torque == {False}
+
+
+def test_a_servo_that_did_not_hear_relax_is_told_again(moving: EmulatedClaw) -> None:
+    deaf = moving.servos[20]
+    answer, deaf.answer = deaf.answer, lambda packet: None
+    moving.servos[31].temperature_c = 62.0
+    found = stay(moving)
+    assert "warm-finger2_curl" in names(found)
+    assert "relax" in names(found)
+    assert deaf.is_on
+    deaf.answer = answer
+    until_s = time.monotonic() + 10
+    while deaf.is_on and time.monotonic() < until_s:
+        moving.observe()
+    assert moving.has_torque == {False}
+    moving.observe()
+    assert "relax" not in names(list(moving.troubles))
+
+
+def test_connecting_to_a_servo_that_is_deaf_for_a_while_leaves_no_torque(claw: EmulatedClaw) -> None:
+    deaf = claw.servos[20]
+    deaf._set("torque_enable", 1)
+    answer, until_s = deaf.answer, time.monotonic() + 0.6
+    deaf.answer = lambda packet: answer(packet) if time.monotonic() > until_s else None
+    with contextlib.suppress(RobotError):
+        claw.connect()
+    assert claw.has_torque == {False}
+
+
+def test_a_joint_beyond_the_servos_end_is_where_it_is(claw: EmulatedClaw) -> None:
+    rig = claw.rig
+    joints = rig.joints | {"finger0_tip": dataclasses.replace(rig.joints["finger0_tip"], offset_rad=1.5)}
+    other = EmulatedClaw(dataclasses.replace(rig, joints=joints))
+    try:
+        other.servos[12].angle_rad = 1.68 + 1.5  # beyond its limit, and beyond pi
+        other.servos[12].angle_rad -= 2 * np.pi  # which a servo does not know after a start
+        motion = Motion(other)
+        with other:
+            assert other.observe().joint_rad[2] == pytest.approx(1.68, abs=0.01)
+            for _ in range(15):
+                other.command(np.array(REST_RAD, np.float32))
+                other.observe()
+            assert other.observe().joint_rad == pytest.approx(REST_RAD, abs=0.03)
+        assert motion.farthest_rad < 1.6, "the short way"
+    finally:
+        other.end()
+
+
+def test_what_other_programs_set_is_undone_before_anything_is_measured(claw: EmulatedClaw) -> None:
+    claw.servos[10]._set("homing_offset", 1024)
+    claw.servos[11]._set("status_return_level", 0)
+    claw.connect()
+    assert claw.observe().joint_rad == pytest.approx(REST_RAD, abs=0.01)
+
+
+def test_a_servo_that_is_lost_again_and_again_is_for_a_person(moving: EmulatedClaw) -> None:
+    for _ in range(11):
+        moving.emulator.brown_out([22])
+        found = stay(moving, 2)
+    assert ("latched-finger1_tip", "stop") in {(each.name, each.action) for each in found}
+    assert moving.has_torque == {False}
+
+
+def test_an_error_while_there_is_no_torque_is_told_too(moving: EmulatedClaw) -> None:
+    moving.relax()
+    moving.servos[21].fail(HardwareError.OVERHEATING)
+    moving.observe()
+    assert names(list(moving.troubles)) == ["latched-finger1_curl"]
+
+
+def test_nine_overloads_at_once_are_answered_together(moving: EmulatedClaw) -> None:
+    for servo in moving.servos.values():
+        servo.fail(HardwareError.OVERLOAD)
+    found = stay(moving, 2)
+    assert len([each for each in found if each.name.startswith("overload-")]) == len(IDS)
+    assert moving.has_torque == {True}
+
+
+def test_an_overload_is_told_though_the_reboot_is_not_acknowledged(moving: EmulatedClaw) -> None:
+    servo = moving.servos[12]
+    answer = servo.answer
+    servo.answer = lambda packet: None if answer(packet) is not None and packet.instruction == 8 else answer(packet)
+    servo.fail(HardwareError.OVERLOAD)
+    found = stay(moving, 3)
+    assert names(found)[0] == "overload-finger0_tip"
+    assert moving.has_torque == {True}
+
+
+@pytest.mark.parametrize("target", ["abc", {}, [[1.0], [2.0, 3.0]], [1e40] * 9, [1j] * 9])
+def test_what_is_no_pose_is_refused_in_one_line(moving: EmulatedClaw, target: object) -> None:
+    with pytest.raises(RobotError, match="command refused") as raised:
+        moving.command(target)
+    assert "\n" not in str(raised.value)
+
+
 # Bad input
 
 
@@ -416,6 +559,36 @@ while True:
     claw.observe()
     claw.command(np.zeros(9, np.float32))
 """
+
+
+THREADED = """
+import sys, threading, time
+from pathlib import Path
+import numpy as np
+from r3l.hardware.dclaw.rig import read_rig
+from r3l.hardware.dclaw.robot import DClaw
+claw = DClaw(read_rig(Path(sys.argv[1])))
+claw.connect()
+def drive():
+    while True:
+        claw.command(np.zeros(9, np.float32))
+        claw.observe()
+        print("moving", flush=True)
+threading.Thread(target=drive).start()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_torque_is_off_at_once_after_sigterm_though_a_thread_drives_on(claw: EmulatedClaw, tmp_path: Path) -> None:
+    write_rig(tmp_path / "rig.toml", claw.rig)
+    command = [sys.executable, "-c", THREADED, str(tmp_path / "rig.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "moving\n"
+        process.terminate()
+        process.wait(20)
+    assert claw.has_torque == {False}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from r3l.hardware.dclaw.envelope import Envelope
-from r3l.hardware.dynamixel.chain import Chain
+from r3l.hardware.dynamixel.bus import Bus
+from r3l.hardware.dynamixel.control_table import Register
 
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "benchmark_safety.py"))
 
@@ -40,8 +41,11 @@ def test_a_hand_without_limits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_goal_that_is_not_where_the_joint_is_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lunge(self: Chain, servo: int, angle_rad: float) -> float:
-        return angle_rad + 0.1
+    read = Bus.read
 
-    monkeypatch.setattr(Chain, "_into_one_turn", lunge)
+    def misread(self: Bus, servo: int, register: Register, **options: float) -> float:
+        found: float = read(self, servo, register, **options)
+        return found + 0.1 * (register.name == "present_position")
+
+    monkeypatch.setattr(Bus, "read", misread)
     assert "lunge" in SCRIPT["attack"](50, 0)["violations"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from r3l.hardware import twin
 from r3l.hardware.dclaw.envelope import Envelope
-from r3l.hardware.dclaw.guard import MOST_REBOOTS, MOST_SILENT, REBOOTS_WITHIN_S, Guard, Health
+from r3l.hardware.dclaw.guard import MOST_REBOOTS, MOST_SILENT, WITHIN_S, Guard, Health
 from r3l.hardware.dclaw.kinematics import Box, Geometry, Kinematics, Workspace, segment_distance
 from r3l.hardware.dclaw.rig import default_rig
 from r3l.hardware.dynamixel.chain import Readings
@@ -82,9 +82,10 @@ def test_a_step_that_keeps_all_rules_is_sent_as_asked(begin: np.ndarray, shares:
 
 def test_a_hand_outside_comes_back_step_by_step() -> None:
     envelope = Envelope(JOINTS, STEP_RAD, KINEMATICS)
-    pose = np.array([0.0, 1.04, 1.5] * 3, np.float32)  # all three fingertips in one place
+    # The smallest bend inwards at which fingertips are nearer than allowed.
+    bends = (np.array([0.0, bend, bend] * 3, np.float32) for bend in np.arange(0.2, 1.0, 0.02))
+    pose = next(each for each in bends if KINEMATICS.excess(each) > 0)
     before = KINEMATICS.excess(pose)
-    assert before > 0
     for _ in range(12):
         pose = envelope.limit(np.zeros(9, np.float32), pose)
         after = KINEMATICS.excess(pose)
@@ -180,15 +181,17 @@ def test_silence_is_told_once_it_lasts_and_keeps_what_was_warm() -> None:
     assert guard.judge(readings(temperature_c=49.0)) == []
 
 
-def test_reboots_are_counted_by_servo_and_forgotten_in_time() -> None:
+def test_what_is_done_for_a_servo_is_counted_and_forgotten_in_time() -> None:
     guard = Guard(Health(), RIG.drives)
     for number in range(MOST_REBOOTS):
-        assert guard.reboots_left(20, 10.0 * number) == MOST_REBOOTS - number
-        guard.count_reboot(20, 10.0 * number)
-    assert guard.reboots_left(20, 40.0) == 0
-    assert guard.reboots_left(21, 40.0) == MOST_REBOOTS
-    assert guard.reboots_left(20, REBOOTS_WITHIN_S + 5.0) == 1
-    assert guard.reboots_left(20, REBOOTS_WITHIN_S + 25.0) == MOST_REBOOTS
+        assert not guard.is_too_often("reboot", 20, MOST_REBOOTS, 10.0 * number)
+    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, 40.0)
+    assert not guard.is_too_often("restore", 20, MOST_REBOOTS, 40.0)
+    assert not guard.is_too_often("reboot", 21, MOST_REBOOTS, 40.0)
+    guard.begin_anew()
+    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, 41.0), "a new connection knows it too"
+    assert not guard.is_too_often("reboot", 20, MOST_REBOOTS, WITHIN_S + 5.0)
+    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, WITHIN_S + 6.0)
 
 
 def test_a_latch_outlives_good_readings() -> None:

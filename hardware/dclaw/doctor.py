@@ -110,7 +110,7 @@ def _look_at_port(bus: Bus) -> Iterator[Line]:
 
 def _look_at_servos(rig: ClawRig, chain: Chain, reboots: tuple[int, ...]) -> Iterator[Line]:
     for servo in reboots:
-        chain.reboot(servo)
+        chain.reboot_all([servo])
         yield Line("ok", f"servo {servo} was rebooted")
     found = chain.bus.scan(SCAN_S)
     there = {servo: pongs[0] for servo, pongs in found.items()}

@@ -8,10 +8,10 @@ from r3l.robot import FloatArray, Joint
 
 from .kinematics import FINGERS, Array, Kinematics
 
-LEASH_RAD = 0.8
+LEASH_RAD = 0.4
 """Farther than this from where it was measured last no joint is sent: one that is held does not push ever more."""
-SHARES = np.array([1.0, 0.75, 0.5, 0.25, 0.1])
-"""Of a finger's move, tried from the largest down."""
+SHARES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0])
+"""Places on the way of a move that are looked at, and how far a finger goes that must not go all the way."""
 COUNT_RAD = 2 * np.pi / 4096
 """A servo rounds its goal to these."""
 
@@ -39,30 +39,38 @@ class Envelope:
         target = np.clip(inside, begin - self._max_step_rad, begin + self._max_step_rad)
         if np.array_equal(target, begin):
             return begin.astype(np.float32)
-        allowed = np.maximum(self._excess(begin[None], measured)[0], 0.0)
-        if (self._excess(target[None], measured)[0] > allowed).any():
+        allowed = np.maximum(self._excesses(begin[None], measured)[0], 0.0)
+        if self._free(begin, target, measured, allowed) < len(SHARES):
             target = self._by_finger(begin, target, measured, allowed)
         return target.astype(np.float32)
-
-    def _excess(self, poses: Array, measured: Array) -> Array:
-        """Return by how much poses [N, A] break the rules: by themselves, and each finger beside the others' measured.
-
-        [N, 1 + FINGERS], m.
-        """
-        looked_at = np.repeat(poses[:, None], 1 + FINGERS, 1)
-        for finger in range(FINGERS):
-            others = np.r_[0 : 3 * finger, 3 * finger + 3 : 3 * FINGERS]
-            looked_at[:, 1 + finger, others] = measured[others]
-        return self._kinematics.excess(looked_at)
 
     def _by_finger(self, begin: Array, target: Array, measured: Array, allowed: Array) -> Array:
         """Move one finger after the other as far as it may go."""
         pose = begin.copy()
         for finger in range(FINGERS):
             part = np.s_[3 * finger : 3 * finger + 3]
-            tried = np.repeat(pose[None], len(SHARES), 0)
-            tried[:, part] += SHARES[:, None] * (target[part] - begin[part])
-            fits = np.flatnonzero((self._excess(tried, measured) <= allowed).all(1))
-            if len(fits):
-                pose = tried[fits[0]]
-        return pose
+            there = pose.copy()
+            there[part] = target[part]
+            free = self._free(pose, there, measured, allowed)
+            if free:
+                pose = pose + SHARES[free - 1] * (there - pose)
+        # One after the other is not all at once: what they do together is looked at too.
+        return pose if self._free(begin, pose, measured, allowed) == len(SHARES) else begin
+
+    def _free(self, begin: Array, target: Array, measured: Array, allowed: Array) -> int:
+        """Return how many of SHARES of a move may be gone, one behind the other."""
+        poses = begin + SHARES[:, None] * (target - begin)
+        keeps = (self._excesses(poses, measured) <= allowed).all((1, 2))
+        return len(SHARES) if keeps.all() else int(keeps.argmin())
+
+    def _excesses(self, poses: Array, measured: Array) -> Array:
+        """Return by how much poses [N, A] break the rules: by themselves, and each finger beside the others' measured.
+
+        [N, 1 + FINGERS, R], m.
+        """
+        looked_at = np.repeat(poses[:, None], 1 + FINGERS, 1)
+        for finger in range(FINGERS):
+            own = np.s_[3 * finger : 3 * finger + 3]
+            looked_at[:, 1 + finger] = measured
+            looked_at[:, 1 + finger, own] = poses[:, own]
+        return self._kinematics.excesses(looked_at)

@@ -23,14 +23,14 @@ class Eye:
     def __init__(self, settings: CameraSettings, spec: RobotSpec) -> None:
         """Take a camera; UserError where the extra for it is not installed."""
         self._spec = spec
-        self._camera = _camera(settings, spec) if settings.source else None
+        self.camera = _camera(settings, spec) if settings.source else None
         self._image: Image = np.zeros((spec.camera.height, spec.camera.width, 3), np.uint8)
         self._trouble = ""
 
     @property
     def identical_frames(self) -> Literal["never", "often"]:
         """A camera has its noise, joints that rest do not."""
-        return "never" if self._camera else "often"
+        return "never" if self.camera else "often"
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -40,19 +40,19 @@ class Eye:
     def open(self) -> None:
         """Open the camera; RobotError where it shows nothing."""
         self._trouble = ""
-        if self._camera is not None:
-            self._camera.open()
+        if self.camera is not None:
+            self.camera.open()
 
     def close(self) -> None:
         """Close the camera; safe to call twice."""
-        if self._camera is not None:
-            self._camera.close()
+        if self.camera is not None:
+            self.camera.close()
 
     def see(self, joint_rad: FloatArray) -> Image:
         """Return the newest image, [H, W, 3], which `troubles` says when it is too old."""
-        if self._camera is None:
+        if self.camera is None:
             return draw_joints(joint_rad, self._spec)
-        frame, self._trouble = self._camera.newest(), self._camera.trouble()
+        frame, self._trouble = self.camera.newest(), self.camera.trouble()
         if frame is not None:
             self._image = frame.image
         return self._image.copy()

@@ -12,8 +12,8 @@ from r3l.robot import Action, Trouble
 
 from ..dynamixel.chain import Drive, Readings
 
-MOST_REBOOTS, REBOOTS_WITHIN_S = 3, 300.0
-"""Of one servo after overloads; then a person must look."""
+MOST_REBOOTS, MOST_RESTORATIONS, WITHIN_S = 3, 10, 300.0
+"""Of one servo after overloads, and after it lost its torque or settings; then a person must look."""
 MOST_SILENT = 5
 """Readings of one servo that may be missing in a row."""
 
@@ -33,15 +33,20 @@ class Health:
 
 
 class Guard:
-    """Judges readings one after the other. What latches stays until there is a new guard: until a person looked."""
+    """Judges readings one after the other. What latches stays until a person looked and began anew."""
 
     def __init__(self, health: Health, drives: Sequence[Drive]) -> None:
         """Judge readings in the order of `drives`."""
+        self._history: defaultdict[tuple[str, int], deque[float]] = defaultdict(deque)
         self._health, self._drives = health, tuple(drives)
         self._silent = np.zeros(len(drives), np.int64)
         self._is_warm = np.zeros(len(drives), bool)
         self._latched: dict[str, Trouble] = {}
-        self._reboots: defaultdict[int, deque[float]] = defaultdict(deque)
+
+    def begin_anew(self) -> None:
+        """Forget what readings said, since a person started the hand; how often servos were rebooted stays known."""
+        self._silent[:], self._is_warm[:] = 0, False
+        self._latched.clear()
 
     @property
     def latched(self) -> tuple[Trouble, ...]:
@@ -58,16 +63,15 @@ class Guard:
         trouble = _trouble("latched", "stop", drive, what, f"{advice}, then r3l train --resume")
         self._latched[trouble.name] = trouble
 
-    def reboots_left(self, servo: int, now_s: float) -> int:
-        """Return how often a servo may still be rebooted."""
-        reboots = self._reboots[servo]
-        while reboots and now_s - reboots[0] > REBOOTS_WITHIN_S:
-            reboots.popleft()
-        return MOST_REBOOTS - len(reboots)
-
-    def count_reboot(self, servo: int, now_s: float) -> None:
-        """Take note that a servo was rebooted."""
-        self._reboots[servo].append(now_s)
+    def is_too_often(self, kind: str, servo: int, most: int, now_s: float) -> bool:
+        """Count that something was done for a servo; return whether that was more than `most` times lately."""
+        times = self._history[kind, servo]
+        while times and now_s - times[0] > WITHIN_S:
+            times.popleft()
+        if len(times) >= most:
+            return True
+        times.append(now_s)
+        return False
 
     def _temperature(self, readings: Readings) -> Iterator[Trouble]:
         health, found = self._health, readings.temperature_c

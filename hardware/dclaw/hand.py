@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,14 +19,31 @@ from ..dynamixel.chain import Chain, Drive, Readings
 from ..dynamixel.control_table import HardwareError
 from ..dynamixel.port import PortError
 from .envelope import Envelope
-from .guard import MOST_REBOOTS, Guard
+from .guard import MOST_REBOOTS, MOST_RESTORATIONS, Guard
 from .kinematics import Kinematics
 from .rig import ClawRig
 
 REOPEN_EVERY_S = 0.3
 """Between two attempts to open a port that is gone."""
+CLOSE_S = 1.0
+"""Whoever closes tries for so long to take the torque off."""
 WATCHDOG_SHARE = 0.5
 """Of the watchdog's time; after a longer silence of ours it is looked at before anything is sent."""
+OUTSIDE_RAD = 0.5
+"""Farther outside its limits than this no joint is taken hold of."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def alone(method: Callable[Concatenate[Hand, P], R]) -> Callable[Concatenate[Hand, P], R]:
+    """Let one thread at a time use the servos: a process that is told to end closes them from another one."""
+
+    @wraps(method)
+    def locked(hand: Hand, /, *arguments: P.args, **options: P.kwargs) -> R:
+        with hand.lock:
+            return method(hand, *arguments, **options)
+
+    return locked
 
 
 class Hand:
@@ -37,18 +58,22 @@ class Hand:
         step_rad = rig.strength.speed_rad_s / rig.control_hz
         self.envelope = Envelope(joints, step_rad, Kinematics(rig.geometry, rig.workspace))
         self.guard = Guard(rig.health, self.drives)
+        self.lock = threading.RLock()
         self.has_torque = False
         self._goal_rad = np.zeros(len(joints), np.float32)
         """Where the joints were sent last; without torque, where they were last seen."""
         self._readings = _nothing(len(joints))
+        self._is_open = False
         self._lost = ""
-        """Why nothing can be sent, in one line."""
-        self._tried_s = self._heard_s = 0.0
+        """Why the port cannot be used, in one line."""
+        self._unrelaxed: list[int] = []
+        """Servos that did not confirm to have no torque."""
         self._is_forbidden = False
         """Whether a reading forbids torque, until another one does not."""
         self._passing: list[Trouble] = []
         """What happened since the newest measurement, and is over."""
         self._troubles: tuple[Trouble, ...] = ()
+        self._tried_s = self._heard_s = 0.0
         self._audited = 0
 
     @property
@@ -65,14 +90,16 @@ class Hand:
         current_a = np.nanmax(np.abs(found.current_a))
         return Vitals(float(np.nanmax(found.temperature_c)), float(current_a), float(np.nanmin(found.voltage_v)))
 
+    @alone
     def open(self) -> None:
-        """Open the port, take torque off, and make sure that these are the servos of the rig, in health.
+        """Open the port, take torque off, set the servos up, and make sure that they are the rig's, in health.
 
         Raises:
             RobotError: in one line, what is wrong and the next step; torque is off, the port closed.
         """
-        self.guard = Guard(self.rig.health, self.drives)
+        self.guard.begin_anew()
         self._passing, self._troubles, self._lost, self._is_forbidden = [], (), "", False
+        self._is_open = True
         try:
             self.bus.open()
             self._take_over()
@@ -82,61 +109,63 @@ class Hand:
                 raise BusError(problem)
         except BaseException:
             with contextlib.suppress(RobotError):  # what was wrong first tells more
-                self.close()
+                self.close(0.0)
             raise
 
-    def close(self) -> None:
-        """Relax and close the port; safe to call twice. Raises what `relax` does."""
+    @alone
+    def close(self, patience_s: float = CLOSE_S) -> None:
+        """Relax and close the port; safe to call twice. Raises what `relax` does, after so long."""
+        until_s = time.monotonic() + patience_s
         try:
-            self.relax()
+            while True:
+                try:
+                    return self.relax()
+                except RobotError:
+                    if time.monotonic() >= until_s:
+                        raise
+                    time.sleep(REOPEN_EVERY_S / 3)
         finally:
-            self._lost = ""
+            self._is_open, self._lost, self._unrelaxed = False, "", []
             self.bus.close()
 
+    @alone
     def relax(self) -> None:
         """Take torque off all servos and make sure of it; nothing to do where the port was never opened.
 
         Raises:
-            RobotError: a servo did not confirm it, or the port is gone.
+            RobotError: a servo did not confirm it, or the port is gone. `measure` tries again.
         """
         self.has_torque = False
-        if self._lost:
-            raise RobotError(f"torque cannot be taken off: {self._lost}; {self._held()}")
-        if not self.bus.port.is_open:
+        if not self._is_open:
             return
+        self._unrelaxed = self.chain.ids
         try:
-            left = self.chain.relax()
+            self.bus.open()  # nothing to do where it is open
+            self._unrelaxed = self.chain.relax()
         except PortError as error:
             self._lose(error)
-            raise RobotError(f"torque cannot be taken off: {error}; {self._held()}") from error
-        if left:
-            names = ", ".join(self.chain.name(servo) for servo in left)
-            raise RobotError(f"{names} did not confirm to have no torque; {self._held()}")
+        if self._unrelaxed:
+            raise RobotError(self._why_unrelaxed())
 
+    @alone
     def measure(self) -> Readings:
         """Return what the servos measure; NaN where one says nothing. A port that is gone is opened when it is back."""
-        try:
-            if self._lost:
-                self._reopen()
-            if not self._lost:
-                self._readings = self.chain.read()
-                self._heard_s = time.monotonic()
-        except PortError as error:
-            self._lose(error)
-        if self._lost:
-            self._readings = _nothing(len(self.drives))
+        self._readings = self._read()
         found = self.guard.judge(self._readings)
         if self._lost:
             found = [Trouble("port", "pause", self._lost), *self.guard.latched]
         self._is_forbidden = any(each.action in ("pause", "stop") for each in found)
-        if self._is_forbidden and self.has_torque:
+        if (self._is_forbidden and self.has_torque) or (self._unrelaxed and not self._lost):
             self._let_go()
+        if self._unrelaxed and not self._lost:
+            found.append(Trouble("relax", "pause", self._why_unrelaxed()))
         self._troubles, self._passing = (*self._passing, *found), []
         if not self.has_torque:
             joint_rad = self._readings.joint_rad
             self._goal_rad = np.where(np.isnan(joint_rad), self._goal_rad, joint_rad)
         return self._readings
 
+    @alone
     def send(self, target_rad: FloatArray) -> FloatArray:
         """Send the joints towards a target, [A] rad; return where they were really sent.
 
@@ -151,6 +180,7 @@ class Hand:
             self._lose(error)
         return self._goal_rad.copy()
 
+    @alone
     def look_after(self) -> None:
         """Look for servos that lost their torque or have an error, and bring them back: right after `send`."""
         if not self.has_torque:
@@ -166,10 +196,24 @@ class Hand:
         except BusError as error:
             self._give_up(error)
 
+    def _read(self) -> Readings:
+        try:
+            if self._lost:
+                self._reopen()
+            if not self._lost:
+                found = self.chain.read()
+                self._heard_s = time.monotonic()
+                if found.is_alert and not self.has_torque:
+                    self._latch_errors(self.chain.states())
+                return found
+        except PortError as error:
+            self._lose(error)
+        return _nothing(len(self.drives))
+
     # Who may move
 
     def _may_move(self) -> bool:
-        return not (self._lost or self._is_forbidden or self.guard.latched)
+        return self._is_open and not (self._lost or self._is_forbidden or self.guard.latched)
 
     def _is_ready(self) -> bool:
         """Return whether the servos have torque and their settings; put it on where it is off."""
@@ -186,12 +230,21 @@ class Hand:
 
     def _engage(self) -> None:
         """Set every servo up and let it hold where it is."""
-        self._look_for_errors()
+        states = self.chain.states()
+        self._latch_errors(states)
+        if self.guard.latched:
+            return
+        self._recover(states)
         if self.guard.latched:
             return
         self.chain.configure()
+        for drive, angle in zip(self.drives, self.chain.read().joint_rad, strict=True):
+            low, high = drive.joint.min_rad, drive.joint.max_rad
+            if not low - OUTSIDE_RAD <= angle <= high + OUTSIDE_RAD:
+                advice = "put the finger inside, or r3l calibrate"
+                raise BusError(f"{drive.name} is at {angle:.2f} rad, expected {low:.2f} to {high:.2f}; {advice}")
         self._place(self.chain.hold())
-        self.has_torque = True
+        self.has_torque, self._unrelaxed = True, []
         self._heard_s = time.monotonic()
 
     def _place(self, where_rad: dict[int, float]) -> None:
@@ -202,66 +255,66 @@ class Hand:
 
     def _give_up(self, error: Exception) -> None:
         """Take all torque off, since a servo cannot be set up; the next command tries again."""
-        self._passing.append(Trouble("servo", "pause", str(error)))
+        message = str(error)
+        for drive in self.drives:
+            message = re.sub(rf"servo {drive.id} (?!\()", f"{drive.name} ", message)
+        self._passing.append(Trouble("servo", "pause", message))
         self._let_go()
 
     def _let_go(self) -> None:
-        """Relax; what goes wrong with that is told."""
-        try:
+        """Relax; `measure` tells, and tries again, where a servo did not confirm it."""
+        with contextlib.suppress(RobotError):
             self.relax()
-        except RobotError as error:
-            self._passing.append(Trouble("relax", "pause", str(error)))
 
     # What goes wrong
 
     def _look_at_states(self) -> None:
         states = self.chain.states()
-        self._look_for_errors(states)
-        if not self.has_torque:
-            return
-        off = [drive for drive in self.drives if drive.id in states and states[drive.id] == (False, HardwareError(0))]
-        if off:
-            self._restore(off)
+        self._latch_errors(states)
+        if self.has_torque:
+            self._recover(states)
+        off = [drive for drive in self.drives if states.get(drive.id) == (False, HardwareError(0))]
+        if self.has_torque and off:
             for drive in off:
-                self._note(
-                    "restarted", drive, "had lost its torque and settings, as after a loss of power; it has both"
-                )
+                self._note("restarted", drive, "had lost its torque, as after a loss of power, and has it again")
+            self._restore(off)
 
     def _audit(self, drives: Iterable[Drive]) -> None:
         """Restore servos whose settings are not what they were: one whose watchdog tripped takes no goal."""
         for drive in drives:
-            if self.chain.is_set_up(drive.id) is False:
+            if self.has_torque and self.chain.is_set_up(drive.id) is False:
+                self._note("settings", drive, "had lost its settings, or its watchdog had stopped it")
                 self._restore([drive])
-                self._note(
-                    "settings", drive, "had lost its settings, or its watchdog had stopped it; it has them again"
-                )
 
-    def _look_for_errors(self, states: dict[int, tuple[bool, HardwareError]] | None = None) -> None:
-        """Reboot servos that latched an overload, so often as that is allowed; any other error ends the work."""
-        for servo, (_, error) in (self.chain.states() if states is None else states).items():
-            if error:
-                drive = next(each for each in self.drives if each.id == servo)
-                if error == HardwareError.OVERLOAD:
-                    self._recover(drive)
-                else:
-                    self._latch(drive, f"has the hardware error {named(error)} ({self._values(drive)})")
+    def _latch_errors(self, states: dict[int, tuple[bool, HardwareError]]) -> None:
+        """Take the torque off for any hardware error but an overload, until a person has looked."""
+        for drive in self.drives:
+            error = states.get(drive.id, (False, HardwareError(0)))[1]
+            if error and error != HardwareError.OVERLOAD:
+                self._latch(drive, f"has the hardware error {named(error)} ({self._values(drive)})")
 
-    def _recover(self, drive: Drive) -> None:
-        """Reboot a servo after an overload, or leave it to a person."""
-        now_s = time.monotonic()
-        if not self.guard.reboots_left(drive.id, now_s):
-            self._latch(drive, f"has an overload again after {MOST_REBOOTS} reboots ({self._values(drive)})")
-            return
-        self.guard.count_reboot(drive.id, now_s)
-        values = self._values(drive)
-        self.chain.reboot(drive.id)
-        if self.has_torque:
-            self._restore([drive])
-        left = self.guard.reboots_left(drive.id, now_s)
-        self._note("overload", drive, f"had an overload ({values}) and was rebooted, {left} more times at most")
+    def _recover(self, states: dict[int, tuple[bool, HardwareError]]) -> None:
+        """Reboot servos after an overload, so often as that is allowed, and let them hold where they are."""
+        errors = {servo: error for servo, (_, error) in states.items()}
+        overloaded = [drive for drive in self.drives if errors.get(drive.id) == HardwareError.OVERLOAD]
+        for drive in overloaded:
+            values = self._values(drive)
+            if self.guard.is_too_often("reboot", drive.id, MOST_REBOOTS, time.monotonic()):
+                self._latch(drive, f"has an overload again after {MOST_REBOOTS} reboots within five minutes ({values})")
+                return
+            self._note("overload", drive, f"had an overload ({values}) and is rebooted, {MOST_REBOOTS} times at most")
+        if overloaded:
+            self.chain.reboot_all([drive.id for drive in overloaded])
+            if self.has_torque:
+                self._restore(overloaded)
 
     def _restore(self, drives: list[Drive]) -> None:
         """Set servos up and let them hold where they are; the others go on holding meanwhile."""
+        for drive in drives:
+            if self.guard.is_too_often("restore", drive.id, MOST_RESTORATIONS, time.monotonic()):
+                often = f"more than {MOST_RESTORATIONS} times within five minutes"
+                self._latch(drive, f"lost its torque or settings {often}")
+                return
         servos = [drive.id for drive in drives]
         self.chain.configure(servos)
         self._place(self.chain.hold(servos))
@@ -299,8 +352,9 @@ class Hand:
     def _take_over(self) -> None:
         """Take torque off whatever is there, then see whether it is what the rig says."""
         self.has_torque = False
-        self.chain.relax()
-        self.chain.identify()
+        self._unrelaxed = self.chain.ids
+        self.chain.take_over()
+        self._unrelaxed = []
         self._heard_s = time.monotonic()
 
     def _first_problem(self) -> str:
@@ -309,15 +363,17 @@ class Hand:
             if error:
                 advice = "look after it, then take its power away and give it back, or r3l doctor --reboot"
                 return f"{self.chain.name(servo)} has the hardware error {named(error)}; {advice}"
-        silent = [
-            drive.name for drive, value in zip(self.drives, self._readings.joint_rad, strict=True) if value != value
-        ]
-        if silent:
-            return f"{silent[0]} does not answer a reading; check its cable and power"
+        silent = np.flatnonzero(np.isnan(self._readings.joint_rad))
+        if len(silent):
+            return f"{self.drives[silent[0]].name} does not answer a reading; check its cable and power"
         return self.guard.voltage_problem(self._readings)
 
-    def _held(self) -> str:
-        return f"servos hold where they are, at {self.rig.strength.current_a:g} A at most: take their power away"
+    def _why_unrelaxed(self) -> str:
+        held = f"servos hold where they are, at {self.rig.strength.current_a:g} A at most: take their power away"
+        if self._lost:
+            return f"torque cannot be taken off: {self._lost}; {held}"
+        names = ", ".join(self.chain.name(servo) for servo in self._unrelaxed)
+        return f"{names} did not confirm to have no torque; {held}"
 
 
 def named(error: HardwareError) -> str:

@@ -92,16 +92,24 @@ class Kinematics:
 
     def excess(self, joint_rad: Array) -> Array:
         """Return by how much the worst rule is broken, m: [..., 9] rad to [...]; 0 or less where all are kept."""
+        worst: Array = self.excesses(joint_rad).max(-1)
+        return worst
+
+    def excesses(self, joint_rad: Array) -> Array:
+        """Return by how much each rule is broken, m: [..., 9] rad to [..., R].
+
+        Each fingertip's volume, each two fingers' distance, and each finger's depth in what is kept out of.
+        """
         points = self.points(joint_rad)
         tips, rules = points[..., 2, :], self._workspace
         outside = np.hypot(tips[..., 0], tips[..., 1]) - rules.radius_m
-        worst = np.maximum(outside, np.maximum(rules.lowest_m - tips[..., 2], tips[..., 2] - rules.highest_m)).max(-1)
-        worst = np.maximum(worst, self._too_near(points))
-        excess: Array = np.maximum(worst, self._inside_boxes(points)) if rules.keep_out else worst
-        return excess
+        outside = np.maximum(outside, np.maximum(rules.lowest_m - tips[..., 2], tips[..., 2] - rules.highest_m))
+        parts = [outside, self._too_near(points)]
+        parts += [self._inside_boxes(points)] if rules.keep_out else []
+        return np.concatenate(parts, -1)
 
     def _too_near(self, points: Array) -> Array:
-        """Return how much nearer than allowed two fingers are, at the nearest place of any two."""
+        """Return how much nearer than allowed two fingers are at their nearest places: [..., 3]."""
         begin, end = points[..., :2, :], points[..., 1:, :]
         first, second = [a for a, _ in PAIRS], [b for _, b in PAIRS]
         distance = segment_distance(
@@ -109,15 +117,15 @@ class Kinematics:
             end[..., first, :, None, :],
             begin[..., second, None, :, :],
             end[..., second, None, :, :],
-        ).min((-1, -2, -3))
+        ).min((-1, -2))
         least: Array = self._workspace.clearance_m + 2 * self._geometry.finger_radius_m - distance
         return least
 
     def _inside_boxes(self, points: Array) -> Array:
-        """Return how deep the worst part of any finger is in a volume that it must keep out of."""
+        """Return how deep the worst part of each finger is in a volume that it must keep out of: [..., 3]."""
         share = np.linspace(0, 1, SAMPLES)[:, None]
         begin, end = points[..., :2, None, :], points[..., 1:, None, :]
-        samples = (begin + share * (end - begin)).reshape(*points.shape[:-3], 1, -1, 3)
+        samples = (begin + share * (end - begin)).reshape(*points.shape[:-2], 1, -1, 3)
         geometry = self._geometry
         radius = geometry.finger_radius_m + max(geometry.curl_m, geometry.tip_m) / (SAMPLES - 1) / 2
         depth = np.minimum(samples - (self._lower - radius), self._upper + radius - samples).min(-1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +28,12 @@ from r3l.task import Task
 
 from ..camera.settings import settings_of_images
 from .eye import Eye
-from .farewell import Farewell
+from .farewell import Farewell, undisturbed
 from .hand import Hand
 from .rig import ClawRig, read_rig
+
+if TYPE_CHECKING:
+    from ..camera.camera import Camera
 
 
 class DClaw(Robot):
@@ -39,12 +44,15 @@ class DClaw(Robot):
     with torque off, where nobody else handles it.
     """
 
-    def __init__(self, rig: ClawRig, camera: CameraSpec | None = None) -> None:
+    def __init__(
+        self, rig: ClawRig, camera: CameraSpec | None = None, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Take a rig and the size of the images to see; `sleep` waits for the clock on the wall."""
         self.rig = rig
         self.hand = Hand(rig)
         joints = tuple(drive.joint for drive in rig.drives)
         self._spec = RobotSpec(joints, rig.control_hz, camera or CameraSpec())
-        self._schedule = Schedule(1 / rig.control_hz)
+        self._schedule = Schedule(1 / rig.control_hz, sleep=sleep)
         self._farewell = Farewell(self.close)
         self._eye = Eye(rig.camera, self._spec)
         self.identical_frames = self._eye.identical_frames
@@ -53,6 +61,13 @@ class DClaw(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
+
+    @property
+    def camera(self) -> Camera:
+        """Its camera. RobotError where it has none."""
+        if self._eye.camera is None:
+            raise RobotError("the hand has no camera; set camera.source in its rig")
+        return self._eye.camera
 
     @property
     def punctuality(self) -> Punctuality:
@@ -93,7 +108,11 @@ class DClaw(Robot):
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         self._require_connection()
-        target = np.array(target_rad, np.float32)
+        with np.errstate(all="ignore"):
+            try:
+                target = np.array(target_rad, np.float32)
+            except (TypeError, ValueError) as error:
+                raise RobotError(f"command refused: {target_rad!r:.80} is no pose ({error})") from error
         if target.shape != self._spec.lower_rad.shape or not np.isfinite(target).all():
             raise RobotError(f"command refused: {target}, expected {len(self._spec.joints)} finite values in rad")
         self._schedule.wait_to_command()
@@ -111,11 +130,12 @@ class DClaw(Robot):
     def close(self) -> None:
         self._schedule.forget()
         self._is_connected = self._is_moving = False
-        try:
-            self.hand.close()
-        finally:
-            self._eye.close()
-            self._farewell.disarm()
+        with undisturbed():
+            try:
+                self.hand.close()
+            finally:
+                self._eye.close()
+                self._farewell.disarm()
 
     def relax_for(self) -> None:
         """Open the port and take torque off whatever answers; the hand need not be whole for it."""

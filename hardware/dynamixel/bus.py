@@ -29,6 +29,8 @@ REGION_BEGIN, REGION_END = 120, 148
 """Registers that every servo has without a gap, and that nobody writes: reads of any size fit in there."""
 Block = tuple[int, int]
 """Address and size in bytes of a part of a control table."""
+MOST_LATE_BYTES = 8192
+"""More than servos can owe."""
 STATUS_BYTES = 11
 """Of a status packet without data."""
 
@@ -252,6 +254,9 @@ class Bus:
                 break
             received += len(data)
             self._sort(decoder.feed(data), sizes, found)
+            if received > expected + MOST_LATE_BYTES:  # somebody babbles
+                self.port.flush()
+                break
         if len(found) < len(sizes):
             self._sort(decoder.finish(), sizes, found)
             self._miss(sizes, found)
@@ -283,10 +288,13 @@ class Bus:
 
     def _drain(self) -> None:
         """Throw away what came since the last request: it answers none that is to come."""
-        decoder = Decoder()
-        while data := self.port.read(0.0):
+        decoder, left = Decoder(), MOST_LATE_BYTES
+        while left > 0 and (data := self.port.read(0.0)):
             self.counts["late_bytes"] += len(data)
+            left -= len(data)
             self._sort(decoder.feed(data), {}, {})
+        if left <= 0:  # somebody babbles
+            self.port.flush()
 
 
 def _request(blocks: Mapping[int, Block]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -39,8 +40,12 @@ class Drive:
         return self.offset_rad + self.sign * joint_rad
 
     def joint_rad(self, servo_rad: float) -> float:
-        """Return the joint's angle for the servo's."""
-        return self.sign * (servo_rad - self.offset_rad)
+        """Return the joint's angle for the servo's.
+
+        Servos count turns only while they have power: of all turns it is the one nearest to the joint's range.
+        """
+        middle = (self.joint.min_rad + self.joint.max_rad) / 2
+        return middle + math.remainder(self.sign * (servo_rad - self.offset_rad) - middle, TURN)
 
     @property
     def name(self) -> str:
@@ -70,6 +75,8 @@ class Readings:
     current_a: FloatArray
     voltage_v: FloatArray
     temperature_c: FloatArray
+    is_alert: bool = False
+    """Whether a servo says that it has a hardware error."""
 
 
 class Chain:
@@ -79,12 +86,28 @@ class Chain:
         self.bus, self.model, self.drives, self.limits = bus, model, tuple(drives), limits
         self.ids = [drive.id for drive in drives]
         self._by_id = {drive.id: drive for drive in drives}
+        self._turned_rad = dict.fromkeys(self.ids, 0.0)
+        """By how many whole turns a servo's angle is off its drive's."""
 
     def name(self, servo: int) -> str:
         """Return a servo's name for people."""
         return self._by_id[servo].name
 
     # Who is there
+
+    def take_over(self) -> None:
+        """Take torque off whatever answers, see who is there, and set all up.
+
+        Raises:
+            BusError: in one line, what is wrong and the next step; a servo that did not confirm to have no torque, too.
+        """
+        self.bus.sync_write(self.model["status_return_level"], dict.fromkeys(self.ids, 2.0))  # they are to answer
+        self.relax()
+        self.identify()
+        left = self.relax()
+        if left:
+            raise BusError(f"{self._names(left)} did not confirm to have no torque; take the servos' power away")
+        self.configure()
 
     def identify(self) -> None:
         """Make sure that every servo is there once, and of the right model.
@@ -143,16 +166,17 @@ class Chain:
             BusError: a servo does not take a setting.
         """
         servos = list(self.ids if servos is None else servos)
-        begin, size = self.model.block("model_number", "profile_velocity")
+        begin, size = self.model.block("model_number", "shutdown")
         for servo in servos:
             self.bus.write(servo, self.model["torque_enable"], 0)
         found = self.bus.sync_read(servos, begin, size, deadline_s=1.0)
         for servo in servos:
             if servo not in found:
-                raise BusError(f"{self.name(servo)} does not tell its settings; check its cable and power")
+                raise BusError(f"servo {servo} does not tell its settings; check its cable and power")
             for name, value in self.settings().items():
                 register = self.model[name]
-                if found[servo].data[_span(register)] != register.encode(value) or name == "goal_current":
+                # EEPROM wears, and what is in RAM changes with the mode.
+                if not register.is_kept or found[servo].data[_span(register)] != register.encode(value):
                     self.bus.write(servo, register, value)
 
     def hold(self, servos: Iterable[int] | None = None) -> dict[int, float]:
@@ -166,11 +190,12 @@ class Chain:
         try:
             self._await_rest(servos)
             for servo in servos:
-                angle_rad = self._into_one_turn(servo, self.bus.read(servo, self.model["present_position"]))
-                self.bus.write(servo, self.model["goal_position"], angle_rad)
-                self.bus.write(servo, self.model["torque_enable"], 1)
-                self.bus.write(servo, self.model["bus_watchdog"], self.limits.watchdog_s)
+                angle_rad = self.bus.read(servo, self.model["present_position"])
                 held[servo] = self._by_id[servo].joint_rad(angle_rad)
+                self._turned_rad[servo] = angle_rad - self._by_id[servo].servo_rad(held[servo])
+                self.bus.write(servo, self.model["goal_position"], angle_rad)
+                self.bus.write(servo, self.model["bus_watchdog"], self.limits.watchdog_s)
+                self.bus.write(servo, self.model["torque_enable"], 1)
         except BaseException:
             self.relax(servos)
             raise
@@ -184,13 +209,6 @@ class Chain:
             if all(abs(velocity.decode(reply.data)) < REST_RAD_S for reply in found.values() if not reply.error):
                 return
             time.sleep(REST_POLL_S)
-
-    def _into_one_turn(self, servo: int, angle_rad: float) -> float:
-        """Return a servo's angle; one of many turns is brought back to one first, while it has no torque."""
-        if -TURN / 2 <= angle_rad <= TURN / 2:
-            return angle_rad
-        self.bus.clear(servo)
-        return self.bus.read(servo, self.model["present_position"])
 
     def relax(self, servos: Iterable[int] | None = None) -> list[int]:
         """Take torque off servos, and make sure of it; return those that did not confirm it.
@@ -208,26 +226,31 @@ class Chain:
                 break
         return left
 
-    def reboot(self, servo: int) -> None:
-        """Start a servo anew and wait until it answers; it has no torque then, and none of its settings in RAM.
-
-        Raises:
-            BusError: it does not come back.
-        """
-        self.bus.reboot(servo)
+    def reboot_all(self, servos: Iterable[int]) -> None:
+        """Start servos anew and wait until all answer. BusError where one does not come back."""
+        away = list(servos)
+        for servo in away:
+            with contextlib.suppress(BusError):  # its answer may be lost; it is looked for below
+                self.bus.reboot(servo)
         until_s = time.monotonic() + REBOOT_S
-        place = self.model["present_position"]
-        # Unlike pings, reads have answers that can be told apart, so that none has to be waited for.
-        while not self.bus.sync_read([servo], place.address, place.size, deadline_s=ANSWER_S):
-            time.sleep(BOOTING_S)
-            if time.monotonic() >= until_s:
-                raise BusError(f"{self.name(servo)} does not come back from a reboot; check its cable and power")
+        place, answer_s = self.model["present_position"], ANSWER_S + self.bus.port.latency_s
+        while away:
+            # Unlike pings, reads have answers that can be told apart, so that none has to be waited for.
+            found = self.bus.sync_read(away, place.address, place.size, deadline_s=answer_s)
+            away = [servo for servo in away if servo not in found]
+            if away and time.monotonic() >= until_s:
+                raise BusError(f"servo {away[0]} does not come back from a reboot; check its cable and power")
+            if away:
+                time.sleep(BOOTING_S)
 
     # At work
 
     def send(self, joint_rad: FloatArray) -> None:
         """Send every joint somewhere, in one packet that nobody answers. PortError where the port is gone."""
-        goals = {drive.id: drive.servo_rad(float(angle)) for drive, angle in zip(self.drives, joint_rad, strict=True)}
+        goals = {
+            drive.id: drive.servo_rad(float(angle)) + self._turned_rad[drive.id]
+            for drive, angle in zip(self.drives, joint_rad, strict=True)
+        }
         self.bus.sync_write(self.model["goal_position"], goals)
 
     def read(self) -> Readings:
@@ -238,7 +261,7 @@ class Chain:
         for at, drive in enumerate(self.drives):
             if drive.id in found and len(found[drive.id].data) == size:
                 rows[:, at] = self._measured(drive, found[drive.id].data, begin)
-        return Readings(*rows)
+        return Readings(rows[0], rows[1], rows[2], rows[3], rows[4], any(reply.alert for reply in found.values()))
 
     def _measured(self, drive: Drive, data: bytes, begin: int) -> tuple[float, float, float, float, float]:
         def value(name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ class Port:
             return
         try:
             opened = serial.Serial(self.path, self.baud_rate, timeout=0, write_timeout=0, exclusive=True)
-        except (OSError, ValueError) as error:  # SerialException is an OSError
+        except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             raise PortError(self._why(error)) from error
         with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError):
             opened.set_low_latency_mode(True)  # a pseudo-terminal has no such thing
@@ -69,7 +70,7 @@ class Port:
         """
         while data:
             with self._lost():
-                if not select.select([], [self._fd], [], max(deadline_s - time.monotonic(), 0))[1]:
+                if not self._is_ready(select.POLLOUT, deadline_s):
                     raise TimeoutError("it takes no bytes")
                 with contextlib.suppress(BlockingIOError):
                     data = data[os.write(self._fd, data) :]
@@ -81,7 +82,7 @@ class Port:
             PortError: the port is gone.
         """
         with self._lost():
-            if not select.select([self._fd], [], [], max(deadline_s - time.monotonic(), 0))[0]:
+            if not self._is_ready(select.POLLIN, deadline_s):
                 return b""
             try:
                 data = os.read(self._fd, READ_BYTES)
@@ -90,6 +91,20 @@ class Port:
             if not data:
                 raise OSError("the device is gone")
             return data
+
+    def flush(self) -> None:
+        """Throw away what came and was not read. PortError where the port is gone."""
+        with self._lost():
+            try:
+                termios.tcflush(self._fd, termios.TCIFLUSH)
+            except termios.error as error:
+                raise OSError(str(error)) from error
+
+    def _is_ready(self, event: int, deadline_s: float) -> bool:
+        """Wait until the port can be read or written, by a moment of the monotonic clock."""
+        poll = select.poll()  # select knows no descriptor above 1023
+        poll.register(self._fd, event)
+        return bool(poll.poll(max(1000 * (deadline_s - time.monotonic()), 0)))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:
@@ -104,6 +119,8 @@ class Port:
     def _why(self, error: Exception) -> str:
         """Say why a port cannot be opened, and what to do."""
         place = Path(self.path)
+        if "\0" in self.path:
+            return f"port {self.path!r} is no name of a file; mend the rig"
         if isinstance(error, ValueError):
             return f"port {self.path} cannot do {self.baud_rate} baud; set the baud rate of the servos"
         if not place.exists():
@@ -118,7 +135,10 @@ class Port:
 
     def _latency_s(self) -> float:
         """Return the adapter's latency; 0 where the port is no USB adapter."""
-        name = Path(os.path.realpath(self.path)).name
+        try:
+            name = Path(os.path.realpath(self.path)).name
+        except OSError:
+            return LATENCY_S
         if not name.startswith("ttyUSB"):
             return 0.0
         try:
