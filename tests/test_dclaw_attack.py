@@ -45,7 +45,7 @@ def test_a_goal_that_is_not_where_the_joint_is_is_found_out(monkeypatch: pytest.
 
     def misread(self: Bus, servo: int, register: Register, **options: float) -> float:
         found: float = read(self, servo, register, **options)
-        return found + 0.1 * (register.name == "present_position")
+        return found + (0.1 if register.name == "present_position" else 0.0)
 
     monkeypatch.setattr(Bus, "read", misread)
     assert "lunge" in SCRIPT["attack"](50, 0)["violations"]

@@ -45,7 +45,7 @@ class Box:
 class Workspace:
     """Where fingertips may be, and what fingers keep away from, m."""
 
-    radius_m: float = 0.14
+    radius_m: float = 0.18
     """Farthest that the middle of a fingertip may be from the hand's axis."""
     lowest_m: float = 0.012
     """Lowest and highest that it may be above the table."""
