@@ -338,6 +338,7 @@ def _train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate a run and print what was found."""
     from r3l.evaluate import evaluate_run
+    from r3l.registry import load_robot, load_task
 
     if command.episodes < 1:
         raise UserError(f"--episodes is {command.episodes}, expected 1 or more")
@@ -349,7 +350,8 @@ def evaluate(command: EvaluateCommand) -> int:
         count=command.episodes,
         seed=command.seed,
         baselines=command.baselines,
-        out=command.out or run.folder / "evaluation",
+        out=command.out or run.folder / ("evaluation" + (f"-{command.robot}" if command.robot else "")),
+        robot=load_robot(command.robot, load_task(run.config.task), rig=command.rig) if command.robot else None,
     )
     return 0
 

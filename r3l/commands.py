@@ -121,6 +121,10 @@ class EvaluateCommand:
     """Also evaluate the do-nothing and the random policy."""
     out: OptionalPath = None
     """Folder for evaluation.json and the film strips; RUN/evaluation by default, replaced when it exists."""
+    robot: OptionalName = None
+    """Another robot than the run's to evaluate on, with the same joints; its results go to RUN/evaluation-ROBOT."""
+    rig: OptionalPath = None
+    """Its rig file, where it has one."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from r3l.networks import channels_first
 from r3l.policy import Policies, load_policies
 from r3l.progress import progress_bar
 from r3l.registry import load_task, robot_of
-from r3l.robot import FloatArray, Image, SimulatedRobot, Truth
+from r3l.robot import FloatArray, Image, Robot, SimulatedRobot, Truth
 from r3l.run import Run
 from r3l.safety import SafeRobot
 from r3l.task import Task
@@ -228,11 +228,16 @@ def confusion(successes: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, 
     return counts | {"judged_success": sum(verdicts) / len(verdicts), "balanced_accuracy": balanced}
 
 
-def evaluate_run(run: Run, step: int, *, count: int, seed: int, baselines: bool, out: Path) -> dict[str, Any]:
-    """Evaluate published weights beside the baselines; print, and write evaluation.json and film strips to `out`."""
+def evaluate_run(
+    run: Run, step: int, *, count: int, seed: int, baselines: bool, out: Path, robot: Robot | None = None
+) -> dict[str, Any]:
+    """Evaluate published weights beside the baselines; print, and write evaluation.json and film strips to `out`.
+
+    On the run's robot, or on another one with the same joints.
+    """
     config = run.config
     task = load_task(config.task)
-    robot = robot_of(run)
+    robot = robot or robot_of(run)
     if not isinstance(robot, SimulatedRobot):
         raise UserError(f"robot {config.robot!r} is not simulated: there is no ground truth to evaluate against")
     policies = load_policies(config, robot.spec, run.read_weights(step), torch.device("cpu"))
