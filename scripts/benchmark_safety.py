@@ -17,6 +17,8 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +140,7 @@ class Wire(Port):
         return data
 
 
-def attack(actions: int, seed: int) -> dict[str, object]:
+def attack(actions: int, seed: int) -> dict[str, Any]:
     """Send so many actions; return what was found."""
     rng, rig = np.random.default_rng(seed), default_rig()
     emulator = Emulator([Servo(drive.id, rig.model) for drive in rig.drives])
@@ -190,14 +192,27 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
     return refused
 
 
+def share(actions: int, seed: int, jobs: int) -> dict[str, object]:
+    """Attack in several processes, each with another seed; return what they found together."""
+    if jobs == 1:
+        return attack(actions, seed)
+    with ProcessPoolExecutor(jobs) as pool:
+        parts = list(pool.map(attack, [actions // jobs] * jobs, range(seed, seed + jobs)))
+    found: dict[str, object] = {name: sum(part[name] for part in parts) for name in ("actions", "refused")}
+    for name in ("writes", "violations"):
+        found[name] = dict(sum((Counter(part[name]) for part in parts), Counter()))
+    return found | {"deepest_mm": max(part["deepest_mm"] for part in parts)}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Attack, print and write figures."""
     parser = parser_of(NAME, __doc__)
     parser.add_argument("--actions", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that share the actions (%(default)s)")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    found = attack(options.actions, options.seed)
+    found = share(options.actions, options.seed, options.jobs)
     print(json.dumps(found, indent=1))
     save_figures(options.out, NAME, given, found)
     return 1 if found["violations"] else 0

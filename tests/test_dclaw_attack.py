@@ -20,7 +20,7 @@ SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "benchmar
 @pytest.mark.parametrize("actions", [2000, pytest.param(40_000, marks=pytest.mark.slow)])
 def test_nothing_outside_any_limit_reaches_a_register(actions: int, tmp_path: Path) -> None:
     out = tmp_path / "safety.json"
-    assert SCRIPT["main"](["--actions", str(actions), "--seed", "7", "--out", str(out)]) == 0
+    assert SCRIPT["main"](["--actions", str(actions), "--seed", "7", "--jobs", "1", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["violations"] == {}
     assert found["refused"] > 0.005 * actions
