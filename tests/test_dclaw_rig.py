@@ -6,8 +6,10 @@ import dataclasses
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +62,7 @@ def test_what_keeps_out_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("old", "new", "expected"),
     [
         ('robot = "dclaw"', 'robot = "arm"', "it is another robot's rig"),
+        ("/dev/serial/by-id/usb-FTDI_USB__-__Serial_Converter-if00-port0", "", "bus.port is empty"),
         ("baud_rate = 1000000", "baud_rate = 12345", r"bus.baud_rate is 12345, expected one of 9600"),
         ('model = "XM430-W210"', 'model = "XM430-W220"', "XM430-W210"),
         ("watchdog_s = 1.0", "watchdog_s = 0.0", "bus.watchdog_s is 0, expected 0.3 to 2.54"),
@@ -244,6 +247,19 @@ def test_the_doctor_ends_with_0_or_2(
     claw.servos[22].fail(HardwareError.OVERLOAD)
     assert main(["doctor", str(rig_file), "--runs", str(tmp_path)]) == 2
     assert "FAIL  servo 22" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_wiggle_that_is_broken_off_leaves_no_torque(claw: EmulatedClaw, rig_file: Path, number: int) -> None:
+    command = [sys.executable, "-m", "r3l", "doctor", str(rig_file), "--wiggle"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until_s = time.monotonic() + 60
+        while claw.has_torque != {True} and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert claw.has_torque == {True}
+        process.send_signal(number)
+        assert process.wait(20) == 130
+    assert claw.has_torque == {False}
 
 
 # Calibration

@@ -96,7 +96,7 @@ def _look_at_port(bus: Bus) -> Iterator[Line]:
     try:
         port.open()
     except PortError as error:
-        holder = _holder(port.path)
+        holder = _holder(port.path) if "in use" in str(error) else ""
         yield Line("FAIL", f"{error}{f'; it is {holder}' if holder else ''}")
         return
     if "/by-id/" not in port.path and Path(port.path).resolve().name.startswith(("ttyUSB", "ttyACM")):

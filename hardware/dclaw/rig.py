@@ -142,6 +142,8 @@ def problems(rig: ClawRig) -> Iterator[str]:
     if rig.bus.model.lower() not in _models():
         yield f"bus.model is {rig.bus.model!r}; {nearest(rig.bus.model, {model.name for model in MODELS.values()})}"
         return
+    if not rig.bus.port:
+        yield "bus.port is empty, expected a serial port: ls /dev/serial/by-id lists those of USB"
     if rig.bus.baud_rate not in BAUD_RATES:
         yield f"bus.baud_rate is {rig.bus.baud_rate}, expected one of {', '.join(map(str, BAUD_RATES))}"
     missing = [name for name in NAMES if name not in rig.joints]

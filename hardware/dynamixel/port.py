@@ -131,7 +131,10 @@ class Port:
             return f"port {self.path} may not be opened by this user; sudo usermod -aG dialout $USER, and log in again"
         if getattr(error, "errno", None) in {11, 16} or "exclusively lock" in str(error):
             return f"port {self.path} is in use by another process; stop that one first (fuser {self.path} names it)"
-        return f"port {self.path} cannot be opened ({error}); see r3l doctor"
+        why = " ".join(str(error).split())
+        return (
+            f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists those of USB"
+        )
 
     def _latency_s(self) -> float:
         """Return the adapter's latency; 0 where the port is no USB adapter."""
