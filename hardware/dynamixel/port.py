@@ -133,7 +133,7 @@ class Port:
             return f"port {self.path} is in use by another process; stop that one first (fuser {self.path} names it)"
         why = " ".join(str(error).split())
         return (
-            f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists those of USB"
+            f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists some"
         )
 
     def _latency_s(self) -> float:
