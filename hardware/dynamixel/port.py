@@ -132,9 +132,7 @@ class Port:
         if getattr(error, "errno", None) in {11, 16} or "exclusively lock" in str(error):
             return f"port {self.path} is in use by another process; stop that one first (fuser {self.path} names it)"
         why = " ".join(str(error).split())
-        return (
-            f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists some"
-        )
+        return f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists some"
 
     def _latency_s(self) -> float:
         """Return the adapter's latency; 0 where the port is no USB adapter."""
