@@ -45,7 +45,7 @@ class Envelope:
         return target.astype(np.float32)
 
     def _by_finger(self, begin: Array, target: Array, measured: Array, allowed: Array) -> Array:
-        """Move one finger after the other as far as it may go."""
+        """Move one finger after the other as far as it may go, also beside those that move at the same time."""
         pose = begin.copy()
         for finger in range(FINGERS):
             part = np.s_[3 * finger : 3 * finger + 3]
@@ -53,9 +53,10 @@ class Envelope:
             there[part] = target[part]
             free = self._free(pose, there, measured, allowed)
             if free:
-                pose = pose + SHARES[free - 1] * (there - pose)
-        # One after the other is not all at once: what they do together is looked at too.
-        return pose if self._free(begin, pose, measured, allowed) == len(SHARES) else begin
+                there = pose + SHARES[free - 1] * (there - pose)
+                if self._free(begin, there, measured, allowed) == len(SHARES):
+                    pose = there
+        return pose
 
     def _free(self, begin: Array, target: Array, measured: Array, allowed: Array) -> int:
         """Return how many of SHARES of a move may be gone, one behind the other."""
