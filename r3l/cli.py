@@ -277,7 +277,8 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
     hours = None if ends_epoch_s is None else (ends_epoch_s - time.time()) / 3600
     rig = command.rig or (resumed.rig if resumed else None)
     robot = load_robot(config.robot, task, diagnostic=config.reads_truth, rig=rig)
-    found = preflight.check(config, task, robot, goal_images, folder, hours=hours)
+    # One that is gone on with waits for a robot that is not there yet: after a reboot, with nobody in the room.
+    found = preflight.check(config, task, robot, goal_images, folder, hours=hours, must_answer=resumed is None)
     print("\n".join(found.lines))
     if config.reads_truth:
         print("diagnostic run: it reads the twin's ground truth")

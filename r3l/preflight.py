@@ -47,9 +47,20 @@ class Preflight:
 
 
 def check(
-    config: Config, task: Task, robot: Robot, goals: Goals, folder: Path, *, hours: float | None = None
+    config: Config,
+    task: Task,
+    robot: Robot,
+    goals: Goals,
+    folder: Path,
+    *,
+    hours: float | None = None,
+    must_answer: bool = False,
 ) -> Preflight:
-    """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`."""
+    """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`.
+
+    Raises:
+        RobotError: a robot with hardware does not answer though it `must_answer`.
+    """
     lines: list[str] = []
     problems: list[str] = []
     camera = camera_problem(goals.meta, robot.camera_settings)
@@ -69,6 +80,10 @@ def check(
             )
         elif auc < CLEAR_AUC:
             lines.append(f"warning: below {CLEAR_AUC}; learning will be slow: take more, and more varied, goal images")
+    elif must_answer and not problems:
+        with robot:
+            robot.observe()
+        lines.append(f"robot: {len(robot.spec.joints)} joints and a picture, nothing was moved")
     learning_s = _learning_s(config, step_s, _update_s(config, task, robot, goals))
     lines += _time_lines(config, step_s, learning_s, hours)
     found = forecast(config, task, steps_per_s=control_hz if keeps_time else 1 / learning_s)

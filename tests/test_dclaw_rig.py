@@ -110,6 +110,7 @@ def test_a_rig_that_is_none_is_refused(tmp_path: Path) -> None:
         (["--robot", "fake", "--rig", "RIG"], "robot 'fake' has no rig file"),
         (["--robot", "dclaw", "--rig", "RIG20"], "has control_hz 20, task 'valve' 10"),
         (["--robot", "dclaw", "--rig", "nowhere.toml"], "does not exist"),
+        (["--robot", "dclaw", "--rig", "UNPLUGGED"], "port /dev/serial/by-id/none is not there"),
     ],
 )
 def test_a_run_says_what_is_wrong_with_its_rig(
@@ -122,7 +123,9 @@ def test_a_run_says_what_is_wrong_with_its_rig(
 ) -> None:
     slow = tmp_path / "rig20.toml"
     write_rig(slow, dataclasses.replace(default_rig(), control_hz=20.0))
-    places = {"RIG": str(rig_file), "RIG20": str(slow)}
+    unplugged = tmp_path / "unplugged.toml"
+    write_rig(unplugged, default_rig("/dev/serial/by-id/none"))
+    places = {"RIG": str(rig_file), "RIG20": str(slow), "UNPLUGGED": str(unplugged)}
     given = [places.get(each, each) for each in arguments]
     command = ["train", "valve", "--goals", str(goal_folder), "--runs", str(tmp_path / "runs"), *given]
     assert main(command) == 2

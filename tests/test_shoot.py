@@ -149,17 +149,19 @@ def test_goals_of_another_camera_setting_are_refused_for_training(
     folder = tmp_path / "goals"
     subprocess.run(["cp", "-r", str(goal_folder), str(folder)], check=True)
     meta = json.loads((folder / "goals.json").read_text())
-    camera = CameraSettings("http://127.0.0.1:9/", exposure=(120.0,))
-    write_rig(tmp_path / "rig.toml", dataclasses.replace(claw.rig, control_hz=10.0, camera=camera))
     command = ["train", "valve", "--robot", "dclaw", "--rig", str(tmp_path / "rig.toml"), "--goals", str(folder)]
     command += ["--runs", str(tmp_path / "runs"), "--steps", "100", "--check"]
-    (folder / "goals.json").write_text(json.dumps(meta | {"camera": {"exposure": [80.0], "crop": []}}))
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert "taken with camera.exposure [80.0], the rig has [120.0]" in error
-    assert error.count("\n") == 1
-    (folder / "goals.json").write_text(json.dumps(meta | {"camera": {"exposure": [120.0], "crop": []}}))
-    assert main(command) == 0
+    with CameraServer(Scene(), fps=30.0) as server:
+        camera = CameraSettings(server.address, crop=(0, 0, 100, 100), max_age_s=5.0)
+        write_rig(tmp_path / "rig.toml", dataclasses.replace(claw.rig, control_hz=10.0, camera=camera))
+        (folder / "goals.json").write_text(json.dumps(meta | {"camera": {"exposure": [], "crop": [8, 0, 100, 100]}}))
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "taken with camera.crop [8.0, 0.0, 100.0, 100.0], the rig has [0.0, 0.0, 100.0, 100.0]" in error
+        assert error.count("\n") == 1
+        (folder / "goals.json").write_text(json.dumps(meta | {"camera": {"exposure": [], "crop": [0, 0, 100, 100]}}))
+        assert main(command) == 0
+        assert "robot: 9 joints and a picture, nothing was moved" in capsys.readouterr().out
 
 
 def test_a_camera_nobody_knows_fits_any(goal_folder: Path) -> None:

@@ -32,6 +32,7 @@ class Port:
         """How long the adapter may keep an answer before it hands it over."""
         self._serial: serial.Serial | None = None
         self._fd = -1
+        self._poll = select.poll()
 
     @property
     def is_open(self) -> bool:
@@ -53,6 +54,8 @@ class Port:
         with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError):
             opened.set_low_latency_mode(True)  # a pseudo-terminal has no such thing
         self._serial, self._fd = opened, opened.fileno()
+        self._poll = select.poll()  # select knows no descriptor above 1023
+        self._poll.register(self._fd)
         self.latency_s = self._latency_s()
 
     def close(self) -> None:
@@ -102,9 +105,8 @@ class Port:
 
     def _is_ready(self, event: int, deadline_s: float) -> bool:
         """Wait until the port can be read or written, by a moment of the monotonic clock."""
-        poll = select.poll()  # select knows no descriptor above 1023
-        poll.register(self._fd, event)
-        return bool(poll.poll(max(1000 * (deadline_s - time.monotonic()), 0)))
+        self._poll.modify(self._fd, event)
+        return bool(self._poll.poll(max(1000 * (deadline_s - time.monotonic()), 0)))
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:
