@@ -100,7 +100,7 @@ def pictures(folder: Path, count: int) -> Path:
     ("arguments", "expected"),
     [
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--bogus"], "unknown command '--bogus'; expected one of calibrate, check, config, doctor, emulate, evaluate, film"),
+        (["--bogus"], "unknown command '--bogus'; expected one of calibrate, check, config, doctor, emulate"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
         (["train", "--task", "valve"], "unknown option '--task'; task is written without a name: r3l train TASK"),
         (["train", "--task=valve"], "task is written without a name: r3l train TASK"),
