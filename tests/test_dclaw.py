@@ -546,7 +546,8 @@ def test_torque_is_off_after_close_and_after_an_exception(claw: EmulatedClaw) ->
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process begins without
 from pathlib import Path
 import numpy as np
 from r3l.hardware.dclaw.rig import read_rig
@@ -559,6 +560,14 @@ while True:
     claw.observe()
     claw.command(np.zeros(9, np.float32))
 """
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Wait until a process has ended, and leave none behind that would not."""
+    try:
+        process.wait(20)
+    finally:
+        process.kill()
 
 
 THREADED = """
@@ -587,7 +596,7 @@ def test_torque_is_off_at_once_after_sigterm_though_a_thread_drives_on(claw: Emu
         assert process.stdout is not None
         assert process.stdout.readline() == "moving\n"
         process.terminate()
-        process.wait(20)
+        end(process)
     assert claw.has_torque == {False}
 
 
@@ -600,7 +609,7 @@ def test_torque_is_off_after_a_signal(claw: EmulatedClaw, number: int, tmp_path:
         assert process.stdout.readline() == "moving\n"
         assert claw.has_torque == {True}
         os.kill(process.pid, number)
-        process.wait(20)
+        end(process)
     assert claw.has_torque == {False}
 
 
@@ -611,7 +620,7 @@ def test_after_a_kill_servos_hold_until_another_process_relaxes_them(claw: Emula
         assert process.stdout is not None
         assert process.stdout.readline() == "moving\n"
         process.kill()
-        process.wait(20)
+        end(process)
     assert claw.has_torque == {True}
     time.sleep(claw.rig.bus.watchdog_s + 0.3)
     assert {servo.counts("bus_watchdog") for servo in claw.servos.values()} == {-1}, "they stopped moving by themselves"

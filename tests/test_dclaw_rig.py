@@ -254,14 +254,18 @@ def test_the_doctor_ends_with_0_or_2(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_wiggle_that_is_broken_off_leaves_no_torque(claw: EmulatedClaw, rig_file: Path, number: int) -> None:
-    command = [sys.executable, "-m", "r3l", "doctor", str(rig_file), "--wiggle"]
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from r3l.cli import main"
+    command = [sys.executable, "-c", f"{script}; sys.exit(main())", "doctor", str(rig_file), "--wiggle"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until_s = time.monotonic() + 60
         while claw.has_torque != {True} and time.monotonic() < until_s:
             time.sleep(0.02)
         assert claw.has_torque == {True}
         process.send_signal(number)
-        assert process.wait(20) == 130
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
     assert claw.has_torque == {False}
 
 
