@@ -174,7 +174,8 @@ def _collect(command: GoalsCommand, task: Task, robot: Robot, rng: np.random.Gen
         take_pictures(safe, shoot, lines(), print, rng, _arranging(task, safe, robot, rng))
     if not shoot.is_enough:
         raise UserError(
-            f"{len(shoot.images)} goal images were taken, expected {task.minimum_goals} or more; none is kept"
+            f"{len(shoot.images)} goal images were taken, expected {task.minimum_goals} or more; none is kept "
+            "(pictures taken elsewhere: --from-folder)"
         )
     return np.stack(shoot.images), "by hand"
 
@@ -193,7 +194,7 @@ def _arranging(task: Task, safe: SafeRobot, robot: Robot, rng: np.random.Generat
 
 def lines() -> Iterator[str]:
     """Yield what a person types, line by line, until they end it."""
-    for line in sys.stdin:
+    for line in sys.stdin or ():
         yield line.strip().lower()
 
 

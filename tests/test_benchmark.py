@@ -296,6 +296,7 @@ def test_no_run_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.slow
 def test_the_peer_learns_on_the_instrumented_environment_and_goes_on_where_it_stopped(here: Path) -> None:
     chosen = peer.settings("valve", 0, 90) | {"evaluate_every": 45, "learning_starts": 20}
     peer.train(here / "whole", chosen)

@@ -227,6 +227,7 @@ def test_a_camera_that_sees_what_the_goal_images_show_is_well(goals: Goals) -> N
         assert failures(CameraSettings(server.address), goals) == []
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_not_as_it_was_is_found(goals: Goals) -> None:
     workspace = Workspace()
     with CameraServer(workspace, fps=30.0) as server:

@@ -155,6 +155,7 @@ def test_a_hand_in_health_has_nothing_wrong_and_moves_only_when_asked(claw: Emul
     assert claw.angles == pytest.approx(REST_RAD, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_wiggle_moves_every_joint_and_finds_the_one_that_is_held(claw: EmulatedClaw, tmp_path: Path) -> None:
     held = claw.servos[21]
     held.mechanics.lowest_rad = held.mechanics.highest_rad = held.angle_rad
@@ -170,7 +171,11 @@ def test_a_wiggle_moves_every_joint_and_finds_the_one_that_is_held(claw: Emulate
     ("break_it", "expected"),
     [
         (lambda claw: claw.emulator.unplug(), "is not there; no serial adapter is plugged in|there are"),
-        (lambda claw: claw.emulator.faults.silent.update(IDS), "nothing answers at any baud rate; check their power"),
+        pytest.param(
+            lambda claw: claw.emulator.faults.silent.update(IDS),
+            "nothing answers at any baud rate; check their power",
+            marks=pytest.mark.slow,
+        ),
         (
             lambda claw: [each._set("baud_rate", 1) for each in claw.servos.values()],
             "answer at 57600 baud, not at 1000000",

@@ -75,6 +75,7 @@ def test_a_robot_that_a_person_relaxed_stays_so_when_the_time_is_up(make_night: 
         assert set(torque(night)[told:]) <= {"torque-off"}
 
 
+@pytest.mark.slow
 def test_a_robot_that_a_person_relaxed_stays_so_when_its_supervisor_was_killed(make_night: NightMaker) -> None:
     with make_night() as night:
         night.start()

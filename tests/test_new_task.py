@@ -85,6 +85,7 @@ def test_the_drawers_commands_run_with_fewer_steps(folder: Path, capsys: pytest.
     assert (folder / "runs" / "drawer-1" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_of_a_task_file_goes_on_from_another_folder(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_run_of_a_task_file_goes_on_from_another_folder(
     assert run(f"r3l train --resume {folder / 'runs' / 'drawer-1'} --steps 95") == 0
 
 
+@pytest.mark.slow
 def test_the_swing_trains_on_a_world_that_nobody_here_wrote(folder: Path) -> None:
     pytest.importorskip("pygame")
     (folder / "pictures").mkdir()
@@ -119,13 +121,18 @@ def test_the_swing_trains_on_a_world_that_nobody_here_wrote(folder: Path) -> Non
         ("goals divides.py", ("divides.py", "ZeroDivisionError")),
         ("goals drawer.py --seed -1", ("--seed is -1", "0 or more")),
         ("goals empty.py", ("empty.py", "expected one subclass")),
-        ("goals swing.py --robot gym", ("gym", "--from-folder")),
+        ("goals swing.py --robot gym", ("0 goal images were taken", "--from-folder")),
         ("goals swing.py", ("swing", "scene()", "docs/new-task.md")),
     ],
 )
 def test_bad_task_files_get_one_line(
-    arguments: str, words: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    words: tuple[str, ...],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # nobody is there to take pictures
     (folder / "broken.py").write_text("def task(:\n")
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "divides.py").write_text("x = 1 / 0\n")

@@ -86,9 +86,9 @@ class Night:
             self.process.kill()
             self.process.communicate()
         for name in PROCESSES:
-            if self.pid(name):
+            if pid := int(self.slot(f"{name}.pid")):
                 with suppress(ProcessLookupError):
-                    os.kill(self.pid(name), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
 
     def start(self, *options: str) -> None:
         """Go on with the run, as a person would."""
@@ -182,7 +182,8 @@ class Night:
         return State(int(self.slot(f"{process}.state")))
 
     def pid(self, process: str) -> int:
-        """Return a process' number."""
+        """Return a process' number, once it has one: a signal to 0 would end whoever sends it."""
+        self.wait_for(lambda: self.slot(f"{process}.pid") > 0)
         return int(self.slot(f"{process}.pid"))
 
     def is_learning(self) -> bool:

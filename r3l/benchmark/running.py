@@ -79,7 +79,8 @@ class Running:
         return [self.process.pid, *(self.pid(name) for name in PROCESSES)]
 
     def pid(self, name: str) -> int:
-        """Return a process' number."""
+        """Return a process' number, once it has one: a signal to 0 would end whoever sends it."""
+        self.wait_for(lambda: self.board[f"{name}.pid"] > 0, 120)
         return int(self.board[f"{name}.pid"])
 
     def halt(self, *pids: int) -> None:
