@@ -257,7 +257,14 @@ def test_the_doctor_ends_with_0_or_2(
     assert "FAIL  servo 22" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SIGNALS = [
+    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    signal.SIGTERM,
+    pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_wiggle_that_is_broken_off_leaves_no_torque(claw: EmulatedClaw, rig_file: Path, number: int) -> None:
     script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from r3l.cli import main"
     command = [sys.executable, "-c", f"{script}; sys.exit(main())", "doctor", str(rig_file), "--wiggle"]

@@ -65,6 +65,7 @@ def test_an_actor_that_is_gone_leaves_no_torque_behind(night: Night, claw: Emula
     assert not night.count("relax"), "nobody had trouble with it"
 
 
+@pytest.mark.slow
 def test_when_all_die_at_once_the_service_relaxes(night: Night, claw: EmulatedClaw) -> None:
     actor, learner = night.pid("actor"), night.pid("learner")
     os.kill(actor, signal.SIGSTOP)  # it would relax as an orphan
@@ -80,6 +81,7 @@ def test_when_all_die_at_once_the_service_relaxes(night: Night, claw: EmulatedCl
     assert claw.has_torque == {False}
 
 
+@pytest.mark.slow
 def test_what_servos_have_is_told_with_names_and_values_and_the_run_goes_on(night: Night, claw: EmulatedClaw) -> None:
     claw.servos[12].fail(HardwareError.OVERLOAD)
     night.wait_for(lambda: night.count("check-overload-finger0_tip") >= 1)

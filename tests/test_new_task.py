@@ -72,6 +72,7 @@ def test_the_drawer_is_a_sound_task(folder: Path) -> None:
     assert np.abs(places).max() <= 0.055
 
 
+@pytest.mark.slow
 def test_the_drawers_commands_run_with_fewer_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     goals, train, evaluate, report = COMMANDS[:4]
     assert run(goals, "--count", "24") == 0

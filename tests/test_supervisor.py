@@ -78,7 +78,7 @@ def test_a_signal_relaxes_at_once_writes_a_checkpoint_and_ends_with_0(make_night
 
 BROKEN = [
     pytest.param("actor", signal.SIGKILL),
-    pytest.param("learner", signal.SIGSTOP),
+    pytest.param("learner", signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param("actor", signal.SIGTERM, marks=pytest.mark.slow),
     pytest.param("learner", signal.SIGTERM, marks=pytest.mark.slow),
 ]
