@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_a_late_acknowledgement_is_not_taken_for_that_of_another_write(bus: Bus,
     emulator.faults = Faults()
     bus.write(10, XM430_W210["goal_current"], 0.3, deadline_s=LONG_S)
     assert emulator.servos[10].value("goal_current") == pytest.approx(0.3, abs=3e-3)
+
+
+def test_a_stall_does_not_fail_a_setting(bus: Bus, emulator: Emulator) -> None:
+    emulator.faults = Faults(silent={*IDS})
+    over = threading.Timer(0.15, setattr, (emulator, "faults", Faults()))
+    over.start()
+    bus.write(10, XM430_W210["goal_current"], 0.3)
+    assert bus.read(10, XM430_W210["goal_current"]) == pytest.approx(0.3, abs=3e-3)
+    assert not over.is_alive(), "it was silent until then"
 
 
 def test_every_request_ends_by_its_deadline(bus: Bus, emulator: Emulator) -> None:

@@ -19,6 +19,8 @@ from .protocol import Decoder, Instruction, Packet, StatusError
 
 DEADLINE_S = 0.05
 """Of a request with all its repetitions, where the caller names none."""
+SETTING_S = 0.5
+"""The same of one register of one servo: no control loop waits for it, and a busy computer may stall for longer."""
 QUIET_S = 0.005
 """A servo that said nothing for so long, beside what adapter and wire take, will not."""
 ATTEMPTS = 4
@@ -109,21 +111,20 @@ class Bus:
                     found[packet.id].append(_pong(Reply(packet.data, packet.error, packet.alert)))
         return dict(found)
 
-    def read(self, servo: int, register: Register, *, deadline_s: float = DEADLINE_S) -> float:
+    def read(self, servo: int, register: Register, *, deadline_s: float = SETTING_S) -> float:
         """Return one register of one servo, in SI units.
 
         Raises:
             BusError: it does not answer, or refuses.
         """
-        found = self.sync_read([servo], register.address, register.size, deadline_s=deadline_s)
-        if servo not in found:
+        reply = self._read_one(servo, register, time.monotonic() + deadline_s)
+        if reply is None:
             raise BusError(f"servo {servo} does not answer a read of {register.name}; check its cable and power")
-        reply = found[servo]
         if reply.error:
             raise BusError(f"servo {servo} refuses a read of {register.name} ({_named(reply.error)})")
         return register.decode(reply.data)
 
-    def write(self, servo: int, register: Register, value: float, *, deadline_s: float = DEADLINE_S) -> None:
+    def write(self, servo: int, register: Register, value: float, *, deadline_s: float = SETTING_S) -> None:
         """Set one register of one servo, in SI units, and read it back.
 
         Raises:
@@ -131,15 +132,27 @@ class Bus:
             ValueError: the value is outside what the register takes.
         """
         data, request = register.encode(value), protocol.write(servo, register.address, register.encode(value))
-        reply = self._command(servo, request, 0, deadline_s)
-        if reply and reply.error:
-            raise BusError(f"servo {servo} refuses {register.name} = {value:.4g} ({_named(reply.error)})")
-        read = self.sync_read([servo], register.address, register.size, deadline_s=deadline_s)
-        if servo not in read or read[servo].error:
-            raise BusError(f"servo {servo} does not answer a write of {register.name}; check its cable and power")
-        if read[servo].data != data:
-            has = register.decode(read[servo].data)
-            raise BusError(f"servo {servo} has {register.name} = {has:.4g} after {value:.4g} was written")
+        until_s = time.monotonic() + deadline_s
+        while True:
+            reply = self._command(servo, request, 0, min(deadline_s, DEADLINE_S))
+            if reply and reply.error:
+                raise BusError(f"servo {servo} refuses {register.name} = {value:.4g} ({_named(reply.error)})")
+            read = self._read_one(servo, register, until_s)
+            if read is None or read.error:
+                raise BusError(f"servo {servo} does not answer a write of {register.name}; check its cable and power")
+            if read.data == data:
+                return
+            if reply or time.monotonic() >= until_s:
+                has = register.decode(read.data)
+                raise BusError(f"servo {servo} has {register.name} = {has:.4g} after {value:.4g} was written")
+
+    def _read_one(self, servo: int, register: Register, until_s: float) -> Reply | None:
+        """Return what a servo answers to a read of a register, asked until it does or the time is up."""
+        while True:
+            left_s = until_s - time.monotonic()
+            found = self.sync_read([servo], register.address, register.size, deadline_s=min(left_s, DEADLINE_S))
+            if found or time.monotonic() >= until_s:
+                return found.get(servo)
 
     def sync_read(
         self, servos: Sequence[int], address: int, size: int, *, deadline_s: float = DEADLINE_S
