@@ -33,6 +33,7 @@ from r3l.commands import (
     EvaluateCommand,
     FilmCommand,
     GoalsCommand,
+    MarkCommand,
     PauseCommand,
     RelaxCommand,
     ReportCommand,
@@ -57,6 +58,8 @@ from r3l.task import Task
 
 FAILED_CODE = 3
 """A run that ended since it could not go on; a service does not begin it again."""
+BY_EYE = "by-eye"
+"""Folders of trials in a run directory begin so."""
 DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
 
 Three steps: `r3l goals TASK`, `r3l train TASK`, `r3l evaluate runs/NAME`; then `r3l report runs/NAME`.
@@ -340,12 +343,16 @@ def _train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate a run and print what was found."""
     from r3l.evaluate import evaluate_run
-    from r3l.registry import load_robot, load_task
 
     if command.episodes < 1:
         raise UserError(f"--episodes is {command.episodes}, expected 1 or more")
     run = Run.open(command.run)
     step = run.newest_snapshot() if command.step is None else command.step
+    robot = robot_for(run, command.robot, command.rig)
+    if command.by_eye or not isinstance(robot, SimulatedRobot):
+        return _evaluate_by_eye(command, run, robot, step)
+    if command.against is not None:
+        raise UserError("--against compares by eye; add --by-eye")
     evaluate_run(
         run,
         step,
@@ -353,9 +360,53 @@ def evaluate(command: EvaluateCommand) -> int:
         seed=command.seed,
         baselines=command.baselines,
         out=command.out or run.folder / ("evaluation" + (f"-{command.robot}" if command.robot else "")),
-        robot=load_robot(command.robot, load_task(run.config.task), rig=command.rig) if command.robot else None,
+        robot=robot,
     )
     return 0
+
+
+def _evaluate_by_eye(command: EvaluateCommand, run: Run, robot: Robot, step: int) -> int:
+    """Make trials and say what the judge makes of them."""
+    from r3l.marking import compare
+    from r3l.trials import evaluate_by_eye
+
+    weights = [step] if command.against is None else [step, command.against]
+    if len(set(weights)) < len(weights):
+        raise UserError(f"--against is {command.against}, the weights to compare with; choose another step")
+    out = command.out or free_name(run.folder, BY_EYE)
+    with ending_in_order():
+        folder = evaluate_by_eye(run, robot, weights, count=command.episodes, seed=command.seed, out=out, say=print)
+    found = folder.read()
+    for line in compare(found, {trial.number: trial.judged for trial in found.trials}, "judge"):
+        print(line)
+    print(f"look at {folder.sheet}; next: r3l mark {run.folder}" + (f" --trials {out}" if command.out else ""))
+    return 0
+
+
+def mark(command: MarkCommand) -> int:
+    """Take a person's marks."""
+    from r3l.marking import mark as take
+    from r3l.trials import TrialsFolder
+
+    run = Run.open(command.run)
+    numbers = [path.name.removeprefix(f"{BY_EYE}-") for path in run.folder.glob(f"{BY_EYE}-*")]
+    newest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    if command.trials is None and not newest:
+        raise UserError(f"{run.folder} has no trials to mark; r3l evaluate {run.folder} --by-eye makes them")
+    folder = TrialsFolder(command.trials or run.folder / f"{BY_EYE}-{newest}")
+    take(run, folder, lines(), print, sets_judge=command.set_judge)
+    return 0
+
+
+def robot_for(run: Run, name: str | None, rig: Path | None) -> Robot:
+    """Return a run's robot, or another one, with the rig file that people name or the run's own."""
+    from r3l.registry import load_robot, load_task, robot_of
+
+    if name is None and rig is None:
+        return robot_of(run)
+    config = run.config
+    diagnostic = config.reads_truth and name is None
+    return load_robot(name or config.robot, load_task(config.task), diagnostic=diagnostic, rig=rig)
 
 
 def report(command: ReportCommand) -> int:
@@ -510,6 +561,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     GoalsCommand: goals,
     TrainCommand: train,
     EvaluateCommand: evaluate,
+    MarkCommand: mark,
     ReportCommand: report,
     FilmCommand: film,
     StatusCommand: status,

@@ -107,6 +107,9 @@ class EvaluateCommand:
 
     Prints success with its 95% interval, the final error, steps to success, and how far the judge, which sees only
     images, agrees with the ground truth. Changes nothing that the run trains on.
+
+    On a robot that is not simulated, and with --by-eye: each start is what a perturbation episode leaves, the judge
+    says how each episode ended, and last images are kept for you to mark (`r3l mark`).
     """
 
     run: tyro.conf.Positional[Path]
@@ -124,7 +127,26 @@ class EvaluateCommand:
     robot: OptionalName = None
     """Another robot than the run's to evaluate on, with the same joints; its results go to RUN/evaluation-ROBOT."""
     rig: OptionalPath = None
-    """Its rig file, where it has one."""
+    """Its rig file, where it has one; the run's copy by default."""
+    by_eye: bool = False
+    """From images alone on a simulated robot, too; into RUN/by-eye-1, -2, … where --out names no folder."""
+    against: OptionalInt = None
+    """Other published weights to compare with, by eye: the two take turns, so that no drift of the robot decides."""
+
+
+@dataclass(frozen=True)
+class MarkCommand:
+    """Say of the trials of an evaluation by eye which ended in success, and see how far the judge agrees.
+
+    Look at its contact-sheet.png meanwhile; or fill in its marks.csv first. Then the run's judge is set by your marks.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    trials: OptionalPath = None
+    """Folder of trials; the run's newest by default."""
+    set_judge: bool = True
+    """Set the judge by the marks; the judge as it was stays in the folder of trials."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +326,7 @@ Command = (
     Annotated[GoalsCommand, tyro.conf.subcommand("goals")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[MarkCommand, tyro.conf.subcommand("mark")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[FilmCommand, tyro.conf.subcommand("film")]
     | Annotated[StatusCommand, tyro.conf.subcommand("status")]

@@ -16,14 +16,13 @@ from scipy.stats import binomtest
 
 from r3l.actor import HOLD_STEPS
 from r3l.checkpoint import write_file
-from r3l.config import UserError
 from r3l.env import RobotEnv
 from r3l.judge import Judge
 from r3l.networks import channels_first
 from r3l.policy import Policies, load_policies
 from r3l.progress import progress_bar
-from r3l.registry import load_task, robot_of
-from r3l.robot import FloatArray, Image, Robot, SimulatedRobot, Truth
+from r3l.registry import load_task
+from r3l.robot import FloatArray, Image, SimulatedRobot, Truth
 from r3l.run import Run
 from r3l.safety import SafeRobot
 from r3l.task import Task
@@ -184,11 +183,10 @@ def summarise(
     `judge` the confusion of the judge's verdicts with the truth.
     """
     successes = [episode.success for episode in episodes]
-    interval = binomtest(sum(successes), len(successes)).proportion_ci(method="wilson")
     summary: dict[str, Any] = {
         "episodes": len(episodes),
         "success": float(np.mean(successes)),
-        "success_interval": [float(interval.low), float(interval.high)],
+        "success_interval": wilson(successes),
         "success_at": {
             f"{threshold:g}": float(np.mean([episode.final_error <= threshold for episode in episodes]))
             for threshold in thresholds
@@ -212,6 +210,12 @@ def summarise(
     return summary
 
 
+def wilson(successes: Sequence[bool]) -> list[float]:
+    """Return the 95% Wilson interval of a share of successes."""
+    interval = binomtest(sum(successes), len(successes)).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
 def confusion(successes: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, float | int | None]:
     """Return the judge's counts against the truth, and its balanced accuracy (None with one class alone)."""
     pairs = list(zip(successes, verdicts, strict=True))
@@ -229,7 +233,7 @@ def confusion(successes: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, 
 
 
 def evaluate_run(
-    run: Run, step: int, *, count: int, seed: int, baselines: bool, out: Path, robot: Robot | None = None
+    run: Run, step: int, *, count: int, seed: int, baselines: bool, out: Path, robot: SimulatedRobot
 ) -> dict[str, Any]:
     """Evaluate published weights beside the baselines; print, and write evaluation.json and film strips to `out`.
 
@@ -237,9 +241,6 @@ def evaluate_run(
     """
     config = run.config
     task = load_task(config.task)
-    robot = robot or robot_of(run)
-    if not isinstance(robot, SimulatedRobot):
-        raise UserError(f"robot {config.robot!r} is not simulated: there is no ground truth to evaluate against")
     policies = load_policies(config, robot.spec, run.read_weights(step), torch.device("cpu"))
     behaviours: dict[str, Behaviour] = {"policy": TaskPolicy(policies)}
     if baselines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,21 @@ def calibrate(goals: Logits, exploration: Logits, goals_accepted: float) -> Cali
 def _between(goals: Logits, exploration: Logits, share: float) -> float:
     """Return what lies `share` of the way from the median goal to the median exploration frame."""
     return float((1 - share) * np.median(goals) + share * np.median(exploration))
+
+
+def recalibrate(before: Calibration, log_odds: Logits, labels: Sequence[bool]) -> Calibration | None:
+    """Fit log-odds anew to what a person said, as if half of all episodes were successes; None where they disagree.
+
+    Args:
+        before: what gave `log_odds`.
+        log_odds: of episodes, [N].
+        labels: whether each was a success, [N], both kinds among them.
+    """
+    fitted = LogisticRegression(class_weight="balanced").fit(log_odds[:, None], labels)
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if slope <= 0:
+        return None
+    return Calibration(slope * before.slope, slope * before.offset + offset, 0.0)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from r3l.evaluate import evaluate_run
 from r3l.experience import ExperienceStore
 from r3l.goals import save_goals
 from r3l.novelty import NoveltyConfig
-from r3l.registry import load_robot, load_task
+from r3l.registry import load_robot, load_task, robot_of
 from r3l.report.appraisal import readability
 from r3l.report.document import SECTIONS, write_report
 from r3l.report.exhibits import choose_films
@@ -88,13 +88,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, goal_folder: Path) -> Run
     run = Run.create(tmp_path_factory.mktemp("runs") / "dial", TINY)
     run.keep_goals(goal_folder)
     assert train(run)
-    evaluate_run(run, run.newest_snapshot(), count=4, seed=0, baselines=True, out=run.folder / "evaluation")
+    evaluate_run(
+        run, run.newest_snapshot(), count=4, seed=0, baselines=True, out=run.folder / "evaluation", robot=simulated(run)
+    )
     return run
 
 
 @pytest.fixture(scope="module")
 def text(finished: Run) -> str:
     return report(finished)
+
+
+def simulated(run: Run) -> SimulatedRobot:
+    robot = robot_of(run)
+    assert isinstance(robot, SimulatedRobot)
+    return robot
 
 
 def report(run: Run) -> str:
