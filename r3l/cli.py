@@ -31,10 +31,12 @@ from r3l.commands import (
     DoctorCommand,
     EmulateCommand,
     EvaluateCommand,
+    ExportCommand,
     FilmCommand,
     GoalsCommand,
     MarkCommand,
     PauseCommand,
+    PlayCommand,
     RelaxCommand,
     ReportCommand,
     ResumeCommand,
@@ -109,7 +111,7 @@ def _one_line(boxed: str, arguments: Sequence[str]) -> str:
     names = {kind.__name__.removesuffix("Command").lower(): kind for kind in COMMANDS}
     first = next((word for word in arguments if not word.startswith("-")), "")
     if first not in names:
-        known = nearest(first, names) if first else f"expected one of {', '.join(sorted(names))}"
+        known = nearest(first, names) if first else "expected a command first: goals, train, evaluate, …"
         return f"unknown command {first or arguments[0]!r}; {known}; see r3l --help"
     text = re.split(r"\s+(?:For full helptext|Argument helptext:|Got errors:)", text)[0]
     text = re.sub(r"^(?:(?:Parsing|Value) error|Missing argument|Invalid choice|Required options) ", "", text)
@@ -398,6 +400,39 @@ def mark(command: MarkCommand) -> int:
     return 0
 
 
+def play(command: PlayCommand) -> int:
+    """Let a policy act."""
+    from r3l.play import open_policy, open_run
+    from r3l.play import play as act
+
+    if command.episodes < 0:
+        raise UserError(f"--episodes is {command.episodes}, expected 0 (until Ctrl-C) or more")
+    if command.source.is_dir():
+        run = Run.open(command.source)
+        playable = open_run(run, run.newest_snapshot() if command.step is None else command.step)
+        rig = command.rig or (run.rig if command.robot is None else None)
+    elif command.step is not None:
+        raise UserError(f"--step goes with a run directory; {command.source} holds one policy")
+    else:
+        playable, rig = open_policy(command.source), command.rig
+    with ending_in_order():
+        act(playable, command.robot, rig, command.episodes, print)
+    return 0
+
+
+def export(command: ExportCommand) -> int:
+    """Write a policy file."""
+    from r3l.exported import export as write
+    from r3l.play import exported_of
+
+    run = Run.open(command.run)
+    step = run.newest_snapshot() if command.step is None else command.step
+    out = command.out or run.folder / f"policy-{step:08d}.safetensors"
+    write(exported_of(run, step), out)
+    print(f"policy: {out}; next: r3l play {out}, or r3l.exported.load_policy in a program of yours")
+    return 0
+
+
 def robot_for(run: Run, name: str | None, rig: Path | None) -> Robot:
     """Return a run's robot, or another one, with the rig file that people name or the run's own."""
     from r3l.registry import load_robot, load_task, robot_of
@@ -562,6 +597,8 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     TrainCommand: train,
     EvaluateCommand: evaluate,
     MarkCommand: mark,
+    PlayCommand: play,
+    ExportCommand: export,
     ReportCommand: report,
     FilmCommand: film,
     StatusCommand: status,

@@ -150,6 +150,40 @@ class MarkCommand:
 
 
 @dataclass(frozen=True)
+class PlayCommand:
+    """Let a learned task policy act, again and again, until Ctrl-C: nothing is stored, nothing is learned.
+
+    The run's checks look after the robot; it is relaxed however this ends.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Run directory, or a file that `r3l export` wrote."""
+    step: OptionalInt = None
+    """Published weights of a run; the newest by default."""
+    episodes: int = 0
+    """Episodes to play; 0: until Ctrl-C."""
+    robot: OptionalName = None
+    """Another robot than the run's, with the same joints."""
+    rig: OptionalPath = None
+    """Its rig file, where it has one; the run's copy by default."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a run's task policy into one file, for `r3l play` or for a program of yours.
+
+    `r3l.exported.load_policy(FILE)` gives joint targets for images and joints, with no run, no simulator and no extra.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: OptionalPath = None
+    """File to write; RUN/policy-STEP.safetensors by default. One that exists is never overwritten."""
+    step: OptionalInt = None
+    """Published weights; the newest by default."""
+
+
+@dataclass(frozen=True)
 class ReportCommand:
     """Write one self-contained HTML page about a run: curves, films, reconstructions, rewards, coverage, settings."""
 
@@ -327,6 +361,8 @@ Command = (
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[MarkCommand, tyro.conf.subcommand("mark")]
+    | Annotated[PlayCommand, tyro.conf.subcommand("play")]
+    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[FilmCommand, tyro.conf.subcommand("film")]
     | Annotated[StatusCommand, tyro.conf.subcommand("status")]

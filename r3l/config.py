@@ -139,8 +139,9 @@ class Config:
                 raise UserError(f"config key {key!r} is {value}, expected {low} to {high}")
         if not self.task.isprintable():
             raise UserError(f"config key 'task' is {self.task!r}, expected a name or the path of a Python file")
-        if not self.sac.hidden or min(self.sac.hidden) < 1:
-            raise UserError(f"config key 'sac.hidden' is {list(self.sac.hidden)}, expected widths of 1 or more")
+        if not 1 <= len(self.sac.hidden) <= MOST_LAYERS or not all(1 <= width <= 65536 for width in self.sac.hidden):
+            shown = str(list(self.sac.hidden[: MOST_LAYERS + 1]))
+            raise UserError(f"config key 'sac.hidden' is {shown}, expected 1 to {MOST_LAYERS} widths of 1 to 65536")
         if self.vae.image_size % 8:
             raise UserError(f"config key 'vae.image_size' is {self.vae.image_size}, expected a multiple of 8")
         classifies = self.reward == "classifier"
@@ -157,6 +158,7 @@ class Config:
         return "diagnostic" in (self.state + self.reward + self.phases.between)
 
 
+MOST_LAYERS = 16
 MANY = 10**9
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, MANY),

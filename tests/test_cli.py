@@ -27,7 +27,7 @@ from r3l.config import PRESETS, VARIANTS, to_dict
 from r3l.judge import JudgeConfig
 from r3l.run import FORMAT_VERSION, Run
 
-RUN_COMMANDS = ("evaluate", "report", "film", "status", "check", "pause", "resume", "relax", "stop")
+RUN_COMMANDS = ("evaluate", "mark", "export", "report", "film", "status", "check", "pause", "resume", "relax", "stop")
 Captured = pytest.CaptureFixture[str]
 Complain = Callable[..., str]
 QUICK = {
@@ -100,7 +100,7 @@ def pictures(folder: Path, count: int) -> Path:
     ("arguments", "expected"),
     [
         (["trian", "valve"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--bogus"], "unknown command '--bogus'; expected one of calibrate, check, config, doctor, emulate"),
+        (["--bogus"], "unknown command '--bogus'; expected a command first: goals, train, evaluate"),
         (["train", "valve", "--stepz", "5"], "unknown option '--stepz'; did you mean '--steps'?"),
         (["train", "--task", "valve"], "unknown option '--task'; task is written without a name: r3l train TASK"),
         (["train", "--task=valve"], "task is written without a name: r3l train TASK"),
@@ -304,7 +304,7 @@ def test_help_of_a_command_names_every_option(capsys: Captured, kind: type) -> N
     text = capsys.readouterr().out
     assert dataclasses.is_dataclass(kind)
     positional = {"task"} | ({"run"} if name in RUN_COMMANDS else set())
-    positional |= {"rig"} if name in {"doctor", "calibrate"} else set()
+    positional |= {"rig"} if name in {"doctor", "calibrate"} else {"source"}
     for field in dataclasses.fields(kind):
         assert field.name in positional or f"--{field.name.replace('_', '-')}" in text
 
