@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulated import EmulatedClaw
+from peer_arm import PeerArm
 
 from r3l.hardware import fake, gym, twin
 from r3l.hardware.dclaw import emulated
+from r3l.hardware.lerobot import LeRobot
 from r3l.registry import load_robot, load_task
 from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
 from r3l.safety import SafeRobot
@@ -39,6 +41,11 @@ def behind_rig(claw: EmulatedClaw) -> Robot:
     return SafeRobot(claw, tuple(drive.joint for drive in claw.rig.drives), 0.125)
 
 
+def make_peer() -> Robot:
+    robot: Robot = LeRobot(PeerArm(), PeerArm.LIMITS, control_hz=20.0)
+    return robot
+
+
 def make_stack() -> SimulatedRobot:
     robot: SimulatedRobot = emulated.from_task(Valve())
     return robot
@@ -52,6 +59,7 @@ ROBOTS: dict[str, Factory] = {
         f"gym {name}": partial(gym.GymRobot, name) for name in ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
     },
     **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
+    "lerobot": make_peer,
     "dclaw": EmulatedClaw,
     "dclaw behind safety": lambda: behind_rig(EmulatedClaw()),
 }
