@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from r3l.config import UserError
 from r3l.robot import (
     CameraSpec,
     FloatArray,
@@ -28,6 +29,9 @@ from .quiet import quiet
 with quiet():
     import pybullet as p
     from pybullet_utils.bullet_client import BulletClient
+
+if TYPE_CHECKING:
+    from .dclaw.actuators import Actuators
 
 FOLDER = Path(__file__).parent
 SUBSTEPS_PER_S = 240
@@ -49,7 +53,8 @@ class Twin(SimulatedRobot):
     """A simulated three-finger hand. Simulated time advances one control period per `command`, `observe` pair.
 
     Bodies are loaded once, in `connect`; `place` moves them. The same calls after the same seed give the same bytes.
-    `diagnostic` puts ground truth into observations: for the diagnostic variants alone.
+    `diagnostic` puts ground truth into observations: for the diagnostic variants alone. `actuators` move the fingers as
+    a rig's servos do, within what its driver allows; without them they are strong, quick and go wherever they are sent.
     """
 
     def __init__(
@@ -61,8 +66,9 @@ class Twin(SimulatedRobot):
         camera: CameraSpec | None = None,
         workspace: tuple[Joint, ...] = JOINTS,
         diagnostic: bool = False,
+        actuators: Actuators | None = None,
     ) -> None:
-        self.scene = scene
+        self.scene, self._actuators = scene, actuators
         self._limits = np.array([(joint.min_rad, joint.max_rad) for joint in workspace], np.float32).T
         self._home_rad = np.asarray(home_rad, np.float32)
         names = scene.state_names if diagnostic else ()
@@ -101,24 +107,33 @@ class Twin(SimulatedRobot):
         self._place_fingers(self._home_rad)
 
     def observe(self) -> Observation:
-        client = self._connected()
+        self._connected()
         if self._pending_s > 0.0:
             for _ in range(round(self._pending_s * SUBSTEPS_PER_S)):
-                client.stepSimulation()
+                self.substep()
             self.end_period(self._pending_s)
         state = self.scene.state() if self._diagnostic else np.zeros(0, np.float32)
-        return Observation(self._render(), self._joint_rad(), self._time_s, state)
+        joint_rad = self._joint_rad()
+        if self._actuators is not None:
+            joint_rad = self._actuators.counted(joint_rad)
+        return Observation(self._render(), joint_rad, self._time_s, state)
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         self._connected()
         target = np.clip(np.asarray(target_rad, np.float32), self._spec.lower_rad, self._spec.upper_rad)
-        self._drive(target, MAX_TORQUE_NM)
+        actuators = self._actuators
+        if actuators is None:
+            self._drive(target, MAX_TORQUE_NM)
+        else:
+            target = actuators.limit(target, actuators.counted(self._joint_rad()))
+            self._drive(actuators.counted(target), actuators.torque_nm, actuators.speed_rad_s)
         self._pending_s = 1 / self._spec.control_hz
         return target
 
     def relax(self) -> None:
         if self._client is not None:
             self._drive(self._joint_rad(), 0.0)
+        self._forget_goal()
 
     # What emulated servos move the fingers with
 
@@ -177,6 +192,7 @@ class Twin(SimulatedRobot):
             else:
                 self._place_fingers(self._home_rad)
         self._pending_s = 0.0
+        self._forget_goal()
 
     def view(self, side: int) -> Image:
         """Return a picture from in front and above, where people would stand."""
@@ -198,13 +214,15 @@ class Twin(SimulatedRobot):
                 numbers += part
             for joint in self._joints_of(body):
                 numbers += client.getJointState(body, joint)[:2]
+        numbers += self._goal_numbers()
         return np.array(numbers, np.float64).tobytes()
 
     def restore_world(self, world: bytes) -> None:
         client = self._connected()
         bodies = range(client.getNumBodies())
         joints = [self._joints_of(body) for body in bodies]
-        numbers = iter(world_numbers(world, 1 + sum(13 + 2 * len(each) for each in joints)))
+        count = 1 + sum(13 + 2 * len(each) for each in joints) + len(self._goal_numbers())
+        numbers = iter(world_numbers(world, count))
         self._time_s, self._pending_s = next(numbers), 0.0
         for body in bodies:
             place, turn, speed, spin = (list(islice(numbers, size)) for size in (3, 4, 3, 3))
@@ -213,6 +231,20 @@ class Twin(SimulatedRobot):
             for joint in joints[body]:
                 client.resetJointState(body, joint, next(numbers), next(numbers))
         self._drive(self._joint_rad(), MAX_TORQUE_NM)
+        self._forget_goal()
+        if self._actuators is not None and next(numbers):
+            self._actuators.goal_rad = np.array(list(numbers), np.float32)
+
+    def _forget_goal(self) -> None:
+        if self._actuators is not None:
+            self._actuators.goal_rad = None
+
+    def _goal_numbers(self) -> list[float]:
+        """Return whether there is a goal, and the goal, as numbers; nothing without actuators."""
+        if self._actuators is None:
+            return []
+        goal_rad = self._actuators.goal_rad
+        return [0.0] * (1 + len(JOINTS)) if goal_rad is None else [1.0, *map(float, goal_rad)]
 
     def _joints_of(self, body: int) -> list[int]:
         """Return the joints of a body that turn or slide."""
@@ -240,9 +272,9 @@ class Twin(SimulatedRobot):
         states = [self._connected().getJointStates(body, [0, 1, 2]) for body in self._fingers]
         return np.array([joint[0] for finger in states for joint in finger], np.float32)
 
-    def _drive(self, target_rad: FloatArray, torque_nm: float) -> None:
+    def _drive(self, target_rad: FloatArray, torque_nm: float, speed_rad_s: float = MAX_SPEED_RAD_S) -> None:
         for index, angle in enumerate(target_rad):
-            self.turn(index, float(angle), torque_nm, MAX_SPEED_RAD_S)
+            self.turn(index, float(angle), torque_nm, speed_rad_s)
 
     def _random_pose(self, rng: np.random.Generator) -> FloatArray:
         lower, upper = self._limits
@@ -283,8 +315,27 @@ class Twin(SimulatedRobot):
         return int(np.isin(np.where(ids < 0, -1, ids & ((1 << 24) - 1)), self.scene.bodies).sum())
 
 
-def from_task(task: Task, *, diagnostic: bool = False) -> Twin:
-    """Build the twin of a task's rig: what `--robot twin` means."""
+def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Twin:
+    """Build the twin of a task's rig: what `--robot twin` means; with a hand's rig file it moves as that hand does."""
+    return build(task, diagnostic=diagnostic, actuators=None if rig is None else _actuators(task, rig))
+
+
+def _actuators(task: Task, path: Path) -> Actuators:
+    try:
+        from .dclaw.actuators import Actuators
+        from .dclaw.rig import read_rig
+    except ModuleNotFoundError as error:
+        raise UserError(f"a rig file needs the package {error.name!r}; pip install 'r3l[dynamixel]'") from error
+
+    found = read_rig(path)
+    if found.control_hz != task.rig.control_hz:
+        theirs = f"task {task.name!r} {task.rig.control_hz:g}"
+        raise UserError(f"rig {path} has control_hz {found.control_hz:g}, {theirs}; make them equal")
+    return Actuators(found)
+
+
+def build(task: Task, *, diagnostic: bool = False, actuators: Actuators | None = None) -> Twin:
+    """Build the twin of a task's rig with these actuators."""
     rig = task.rig
     return Twin(
         task.scene(),
@@ -293,4 +344,5 @@ def from_task(task: Task, *, diagnostic: bool = False) -> Twin:
         camera=rig.camera,
         workspace=rig.limits,
         diagnostic=diagnostic,
+        actuators=actuators,
     )

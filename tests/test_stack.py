@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from r3l.cli import main
+from r3l.config import UserError
 from r3l.hardware import twin
 from r3l.hardware.dclaw import emulated
 from r3l.hardware.dclaw.emulated import EmulatedClaw
-from r3l.robot import FloatArray, SimulatedRobot
+from r3l.hardware.dclaw.rig import default_rig, write_rig
+from r3l.robot import FloatArray, RobotError, SimulatedRobot
 from r3l.run import Run
 from r3l.tasks.valve import Valve
 
@@ -115,3 +118,42 @@ def test_a_run_trains_through_the_stack_and_is_evaluated_on_it_and_on_the_twin(
         assert main(["evaluate", str(run.folder), "--episodes", "2", "--no-baselines", *options]) == 0
         found = json.loads((run.folder / folder / "evaluation.json").read_text())
         assert found["policy"]["episodes"] == 2
+
+
+@pytest.fixture
+def rig_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rig.toml"
+    write_rig(path, default_rig())
+    return path
+
+
+def test_a_twin_with_the_rig_moves_and_is_limited_as_the_stack_is(rig_file: Path) -> None:
+    crossed = np.array(Valve().rig.home_rad, np.float32)
+    crossed[[0, 3, 6]] = [1.0, 1.0, -1.0]  # fingers swing towards each other
+    for poses, apart_rad in ((targets(40), 0.01), ([crossed] * 8, 0.01)):
+        found = []
+        for robot in (emulated.from_task(TASK, rig=rig_file), twin.from_task(TASK, rig=rig_file)):
+            with robot:
+                found.append(np.array([(robot.command(pose), robot.observe().joint_rad) for pose in poses]))
+        assert found[0] == pytest.approx(found[1], abs=apart_rad)
+    assert np.abs(found[0][-1, 0] - crossed).max() > 0.1, "they may not cross"
+
+
+def test_a_twin_with_the_rig_goes_on_from_its_world(rig_file: Path) -> None:
+    before, after = targets(4), targets(8)[4:]
+    with twin.from_task(TASK, rig=rig_file) as robot:
+        drive(robot, before)
+        world = robot.save_world()
+        expected = drive(robot, after)
+        robot.restore_world(world)
+        assert drive(robot, after) == pytest.approx(expected, abs=2e-3)
+    with twin.from_task(TASK) as other, pytest.raises(RobotError, match="not of this task"):
+        other.restore_world(world)
+
+
+def test_a_rig_that_does_not_fit_the_twin_is_told(tmp_path: Path, rig_file: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        twin.from_task(TASK, rig=tmp_path / "nowhere.toml")
+    write_rig(rig_file, replace(default_rig(), control_hz=20.0))
+    with pytest.raises(UserError, match="has control_hz 20, task 'valve' 10; make them equal"):
+        twin.from_task(TASK, rig=rig_file)

@@ -16,7 +16,8 @@ import numpy as np
 from r3l.robot import Image
 
 BOUNDARY = "picture"
-QUALITY = 92
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+"""A real camera's picture is averaged down, and its compression with it; these are as small as what is learned from."""
 POLL_S = 0.01
 
 
@@ -113,7 +114,7 @@ class CameraServer:
                 self._last = self._look()
             image = self._last // 32 if self.faults.dark else self._last
             is_torn = self._rng.random() < self.faults.torn
-        _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], JPEG)
         picture = encoded.tobytes()
         head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
         return head + (picture[: len(picture) // 2] if is_torn else picture) + b"\r\n"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from r3l.robot import FloatArray, Joint
 
 from .kinematics import FINGERS, Array, Kinematics
+
+if TYPE_CHECKING:
+    from .rig import ClawRig
 
 LEASH_RAD = 0.4
 """Farther than this from where it was measured last no joint is sent: one that is held does not push ever more."""
@@ -24,6 +29,13 @@ class Envelope:
         self._lower = np.array([joint.min_rad for joint in joints], np.float64)
         self._upper = np.array([joint.max_rad for joint in joints], np.float64)
         self._max_step_rad, self._kinematics = max_step_rad, kinematics
+
+    @classmethod
+    def of(cls, rig: ClawRig) -> Envelope:
+        """Return a rig's."""
+        joints = tuple(drive.joint for drive in rig.drives)
+        step_rad = rig.strength.speed_rad_s / rig.control_hz
+        return cls(joints, step_rad, Kinematics(rig.geometry, rig.workspace))
 
     def limit(self, target_rad: FloatArray, from_rad: FloatArray, measured_rad: FloatArray | None = None) -> FloatArray:
         """Return the pose nearest to `target_rad` that may be sent after `from_rad`, [A] rad each.

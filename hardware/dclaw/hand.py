@@ -20,7 +20,6 @@ from ..dynamixel.control_table import HardwareError
 from ..dynamixel.port import PortError
 from .envelope import Envelope
 from .guard import MOST_REBOOTS, MOST_RESTORATIONS, Guard
-from .kinematics import Kinematics
 from .rig import ClawRig
 
 REOPEN_EVERY_S = 0.3
@@ -55,8 +54,7 @@ class Hand:
         self.bus = Bus(rig.bus.port, rig.bus.baud_rate)
         self.chain = Chain(self.bus, rig.model, self.drives, rig.limits)
         joints = tuple(drive.joint for drive in self.drives)
-        step_rad = rig.strength.speed_rad_s / rig.control_hz
-        self.envelope = Envelope(joints, step_rad, Kinematics(rig.geometry, rig.workspace))
+        self.envelope = Envelope.of(rig)
         self.guard = Guard(rig.health, self.drives)
         self.lock = threading.RLock()
         self.has_torque = False
