@@ -157,3 +157,25 @@ def test_a_rig_that_does_not_fit_the_twin_is_told(tmp_path: Path, rig_file: Path
     write_rig(rig_file, replace(default_rig(), control_hz=20.0))
     with pytest.raises(UserError, match="has control_hz 20, task 'valve' 10; make them equal"):
         twin.from_task(TASK, rig=rig_file)
+
+
+def test_faults_to_order_are_met_and_the_robot_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R3L_STACK_FAULTS", '{"corrupt": 0.02, "camera_lost_every": 20}')
+    troubles = []
+    with emulated.from_task(TASK) as robot:
+        for pose in targets(32):
+            robot.command(pose)
+            robot.observe()
+            troubles.append({each.name for each in robot.troubles})
+        assert robot.emulator is not None
+        assert robot.emulator.faults.corrupt == 0.02
+    assert not any("camera" in names for names in troubles[:20])
+    assert any("camera" in names for names in troubles[20:25])
+    assert "camera" not in troubles[-1]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"corupt": 1}', '{"corrupt": "much"}'])
+def test_faults_that_cannot_be_read_are_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("R3L_STACK_FAULTS", text)
+    with pytest.raises(UserError, match="R3L_STACK_FAULTS is"):
+        emulated.from_task(TASK)

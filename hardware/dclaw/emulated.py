@@ -2,21 +2,26 @@
 
 The driver's bytes go over a pseudo-terminal, the pictures over HTTP; what moves and what is seen is PyBullet's. Time is
 the world's: a control period goes by in `observe`, as fast as this machine can, or as `--real-time` says.
+
+The environment variable R3L_STACK_FAULTS makes faults, {"corrupt": 0.01, "camera_lost_every": 36000} for example: the
+share of packets with a bit turned, and after how many observations the camera is lost for a few.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from r3l.config import UserError
+from r3l.config import UserError, from_dict
 from r3l.robot import (
     CameraSpec,
     FloatArray,
@@ -45,6 +50,28 @@ REPEAT_S = 0.1
 FRAME_S, MOST_AGE_S = 2.0, 1.5
 """A new picture is on its way through server and camera for less than this, or the camera is lost; older is none."""
 IDLE_SPEED_RAD_S = 8.0
+FAULTS_VARIABLE = "R3L_STACK_FAULTS"
+LOST_FOR = 5
+"""Observations for which the camera is lost."""
+
+
+@dataclass(frozen=True)
+class StackFaults:
+    """Faults of wire and camera."""
+
+    corrupt: float = 0.0
+    """Share of packets with a bit turned."""
+    camera_lost_every: int = 0
+    """Observations after which the camera is lost; 0: never."""
+
+    @classmethod
+    def ordered(cls) -> StackFaults:
+        """Return those of the environment variable; UserError where it cannot be read."""
+        text = os.environ.get(FAULTS_VARIABLE, "{}")
+        try:
+            return from_dict(cls, json.loads(text))
+        except (ValueError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"{FAULTS_VARIABLE} is {text!r:.80}, expected JSON with {cls.__name__}'s keys") from error
 
 
 class Shutter:
@@ -74,9 +101,11 @@ class EmulatedClaw(SimulatedRobot):
 
     identical_frames = "at rest"
 
-    def __init__(self, twin: Twin, rig: ClawRig, camera: CameraSpec) -> None:
+    def __init__(self, twin: Twin, rig: ClawRig, camera: CameraSpec, faults: StackFaults | None = None) -> None:
         """Put `rig`'s servos and camera in front of a twin; its port and source are made here."""
         self.twin, self._camera = twin, camera
+        self._faults = faults or StackFaults()
+        self._looks = 0
         self._rig = rig
         self._spec = RobotSpec(tuple(drive.joint for drive in rig.drives), rig.control_hz, camera)
         self.emulator: Emulator | None = None
@@ -113,6 +142,7 @@ class EmulatedClaw(SimulatedRobot):
         self._folder = Path(tempfile.mkdtemp(prefix="r3l-claw-"))
         self.emulator = Emulator(self._servos(), link=self._folder / "port")
         self.emulator.advances = False
+        self.emulator.faults.corrupt = self._faults.corrupt
         self.server = CameraServer(self._shutter.wait, FPS)
         self._shutter.show(self.twin.look())
         self.emulator.start()
@@ -154,6 +184,7 @@ class EmulatedClaw(SimulatedRobot):
         if self._is_pending:
             self._advance()
             self._is_pending = False
+        self._lose_camera()
         self._show()
         seen = claw.observe()
         return Observation(seen.image, seen.joint_rad, self.twin.time_s, seen.diagnostic)
@@ -238,6 +269,13 @@ class EmulatedClaw(SimulatedRobot):
                 servo.hear()
                 servo.advance(1 / self._rig.control_hz)
 
+    def _lose_camera(self) -> None:
+        every = self._faults.camera_lost_every
+        if every:
+            assert self.server is not None
+            self._looks += 1
+            self.server.faults.refuses = self._looks > every and self._looks % every < LOST_FOR
+
     def _show(self) -> None:
         """Have the camera see the world as it is, and wait until it has."""
         camera = self.claw.camera
@@ -263,4 +301,4 @@ def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) 
         raise UserError(
             f"rig {rig} has control_hz {found.control_hz:g}, the task {task.rig.control_hz:g}; make them equal"
         )
-    return EmulatedClaw(twin_from_task(task), found, task.rig.camera)
+    return EmulatedClaw(twin_from_task(task), found, task.rig.camera, StackFaults.ordered())
