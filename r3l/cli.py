@@ -377,7 +377,10 @@ def _evaluate_by_eye(command: EvaluateCommand, run: Run, robot: Robot, step: int
         raise UserError(f"--against is {command.against}, the weights to compare with; choose another step")
     out = command.out or free_name(run.folder, BY_EYE)
     with ending_in_order():
-        folder = evaluate_by_eye(run, robot, weights, count=command.episodes, seed=command.seed, out=out, say=print)
+        name = command.robot or run.config.robot
+        folder = evaluate_by_eye(
+            run, robot, name, weights, count=command.episodes, seed=command.seed, out=out, say=print
+        )
     found = folder.read()
     for line in compare(found, {trial.number: trial.judged for trial in found.trials}, "judge"):
         print(line)

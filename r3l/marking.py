@@ -51,9 +51,10 @@ def compare(found: Trials, verdicts: Mapping[int, bool], whose: str) -> list[str
             continue
         low, high = wilson(said)
         by_weights[weights] = said
+        solved = sum(trial.begun_solved for trial in found.of(weights) if trial.number in verdicts)
         lines.append(
             f"{whose}: weights of step {weights}: success {np.mean(said):.2f} "
-            f"(95% interval {low:.2f} to {high:.2f}, {len(said)} trials)"
+            f"(95% interval {low:.2f} to {high:.2f}, {len(said)} trials; {solved} starts look solved already)"
         )
     if len(by_weights) == 2:
         (first, one), (second, other) = by_weights.items()

@@ -37,6 +37,8 @@ TRIALS, SHEET, MARKS, ENDS = "trials.json", "contact-sheet.png", "marks.csv", "e
 YES, NO = ("y", "yes", "1", "true"), ("n", "no", "0", "false")
 MOST_TRIES = 5
 """Times that a trial is begun anew because the robot had to pause."""
+MOST_PERTURBATIONS = 4
+"""Perturbation episodes that may make a start: a success of the trial before must be undone first."""
 COLUMNS, SIDE_PX = 6, 160
 MOST_BYTES = 1 << 20
 
@@ -53,6 +55,8 @@ class Trial:
     """The judge's verdict."""
     log_odds: float
     """What it rests on."""
+    begun_solved: bool = False
+    """Whether its start, too, is a success to the judge: perturbation left the object where it was."""
     success: bool | None = None
     """Whether it was one in truth; None where nobody knows."""
 
@@ -100,11 +104,12 @@ def make_trials(
     number = 0
     for _ in range(count):
         for weights in rng.permutation(list(policies)).tolist():
-            frames = _perform(stage, perturb, policies[weights])[-judge.config.frames :]
+            frames = _perform(stage, perturb, policies[weights], judge)
             number += 1
-            log_odds = median_log_odds(judge, channels_first(np.stack(frames)))
+            ends = frames[-judge.config.frames :]
+            log_odds = median_log_odds(judge, channels_first(np.stack(ends)))
             judged = log_odds >= judge.calibration.threshold
-            on_trial(Trial(number, weights, judged, log_odds, _truth(stage)), frames)
+            on_trial(Trial(number, weights, judged, log_odds, _is_solved(judge, frames[:1]), _truth(stage)), ends)
 
 
 def median_log_odds(judge: Judge, frames: Tensor) -> float:
@@ -112,17 +117,25 @@ def median_log_odds(judge: Judge, frames: Tensor) -> float:
     return float(np.median(judge.log_odds(frames).numpy()))
 
 
-def _perform(stage: Stage, perturb: Behaviour, policy: Behaviour) -> list[Image]:
-    """Perturb, then let a policy act; return what was seen."""
+def _perform(stage: Stage, perturb: Behaviour, policy: Behaviour, judge: Judge) -> list[Image]:
+    """Perturb, again where that leaves a success, then let a policy act; return what was seen."""
     for _ in range(MOST_TRIES):
-        stage.home()
-        if stage.episode(perturb, stage.body.config.phases.perturbation_steps) is None:
+        for _ in range(MOST_PERTURBATIONS):
+            stage.home()
+            moved = stage.episode(perturb, stage.body.config.phases.perturbation_steps)
+            if moved is None or not _is_solved(judge, moved[-judge.config.frames :]):
+                break
+        if moved is None:
             continue
         stage.home()
         frames = stage.episode(policy, stage.task.episode_steps)
         if frames is not None:
             return frames
     raise RobotError(f"the robot had to pause in {MOST_TRIES} trials in a row; see what was said, mend it, begin again")
+
+
+def _is_solved(judge: Judge, frames: list[Image]) -> bool:
+    return judge.verdict(channels_first(np.stack(frames)))
 
 
 def _truth(stage: Stage) -> bool | None:
@@ -225,6 +238,7 @@ def _trial(values: Mapping[str, Any]) -> Trial:
         int(values["weights"]),
         bool(values["judged"]),
         float(values["log_odds"]),
+        bool(values["begun_solved"]),
         None if success is None else bool(success),
     )
 
@@ -255,9 +269,17 @@ def difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, fl
 
 
 def evaluate_by_eye(
-    run: Run, robot: Robot, weights: Sequence[int], *, count: int, seed: int, out: Path, say: Callable[[str], None]
+    run: Run,
+    robot: Robot,
+    name: str,
+    weights: Sequence[int],
+    *,
+    count: int,
+    seed: int,
+    out: Path,
+    say: Callable[[str], None],
 ) -> TrialsFolder:
-    """Make `count` trials with each of the published weights on a robot, and keep them in `out`.
+    """Make `count` trials with each of the published weights on a robot of this name, and keep them in `out`.
 
     Whatever ends this early, the trials made until then are kept.
 
@@ -275,7 +297,7 @@ def evaluate_by_eye(
     perturb = PerturbationPolicy(loaded[weights[0]], seed)
     folder = TrialsFolder(out)
     folder.create()
-    found, ends = Trials(task.name, config.robot, tuple(weights)), list[NDArray[np.uint8]]()
+    found, ends = Trials(task.name, name, tuple(weights)), list[NDArray[np.uint8]]()
     with (
         Stage(config, task, robot, goals, say) as stage,
         progress_bar("evaluate", "trial", count * len(weights)) as bar,

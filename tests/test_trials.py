@@ -102,13 +102,19 @@ def stage(goals: Goals) -> Iterator[Stage]:
         yield stage
 
 
+def away(rng: np.random.Generator) -> FloatArray:
+    """Return a state that is no success."""
+    state: FloatArray = TASK.goal_states(1, rng)[0] + rng.uniform(2.0, 4.0, 1).astype(np.float32)
+    return state
+
+
 def policies(stage: Stage, told: list[str]) -> tuple[dict[int, Behaviour], Placing]:
     """Return a policy that solves the task, of step 200, one that never does, of step 100, and a perturbation."""
     robot: Any = stage.body.robot
     rng = np.random.default_rng(0)
     good = Placing(robot, lambda: TASK.goal_states(1, rng)[0], "good", told)
     bad = Placing(robot, lambda: TASK.goal_states(1, rng)[0] + np.float32(np.pi), "bad", told)
-    return {200: good, 100: bad}, Placing(robot, lambda: TASK.random_states(1, rng)[0], "perturb", told)
+    return {200: good, 100: bad}, Placing(robot, lambda: away(rng), "perturb", told)
 
 
 def made(stage: Stage, judge: Judge, count: int = 8) -> tuple[list[Trial], list[list[Image]], list[str]]:
@@ -134,6 +140,20 @@ def test_policies_take_turns_from_random_starts_and_are_judged(stage: Stage, jud
     assert {len(ends) for ends in frames} == {judge.config.frames}
     assert [trial.success for trial in found] == [trial.weights == 200 for trial in found]
     assert sum(trial.judged == trial.success for trial in found) >= 14
+
+
+def test_a_success_of_the_trial_before_is_undone_first(stage: Stage, judge: Judge) -> None:
+    told: list[str] = []
+    robot: Any = stage.body.robot
+    rng = np.random.default_rng(0)
+    good = Placing(robot, lambda: TASK.goal_states(1, rng)[0], "good", told)
+    late = iter(
+        [TASK.goal_states(1, rng)[0], TASK.goal_states(1, rng)[0], away(rng), *[TASK.goal_states(1, rng)[0]] * 9]
+    )
+    perturb = Placing(robot, lambda: next(late), "perturb", told)
+    found: list[Trial] = []
+    make_trials(stage, {1: good}, perturb, judge, count=2, rng=rng, on_trial=lambda trial, ends: found.append(trial))
+    assert told == [*["perturb"] * 3, "good", *["perturb"] * 4, "good"], "four times at most"
 
 
 def test_a_robot_that_pauses_has_its_trial_made_anew(
