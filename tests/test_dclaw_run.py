@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import RunMaker, tiny
 from emulated import EmulatedClaw
 
 from r3l.benchmark.night import QUICK, SMALL, Night
@@ -19,6 +20,7 @@ from r3l.checks import Check, ChecksConfig
 from r3l.hardware.dclaw.rig import write_rig
 from r3l.hardware.dynamixel.control_table import HardwareError
 from r3l.processes.board import State
+from r3l.train import train
 
 
 @pytest.fixture
@@ -124,3 +126,26 @@ def test_an_error_that_only_a_person_may_clear_ends_the_run(night: Night, claw: 
     assert claw.has_torque == {False}
     latched = dict(night.events())["check-latched-finger1_tip"]
     assert "servo 22 (finger1_tip) has the hardware error encoder" in latched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("play",), ("evaluate", "--by-eye")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_policies_on_the_hand_end_without_torque(
+    tmp_path: Path, make_run: RunMaker, claw: EmulatedClaw, words: tuple[str, ...], number: int
+) -> None:
+    run = make_run(tmp_path / "run", tiny(steps=60))
+    assert train(run)
+    write_rig(tmp_path / "rig.toml", claw.rig)
+    command = [sys.executable, "-m", "r3l", *words, str(run.folder), "--robot", "dclaw", "--rig", "rig.toml"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        until_s = time.monotonic() + 60
+        while claw.has_torque != {True} and time.monotonic() < until_s and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(1.0)
+        process.send_signal(number)
+        output = process.communicate(timeout=30)[0]
+    assert process.returncode == 130, output
+    assert claw.has_torque == {False}
