@@ -221,6 +221,10 @@ def test_trials_are_kept_with_a_sheet_that_does_not_tell_whose_they_are(folder: 
     assert folder.marks.read_text().splitlines()[:3] == ["trial,success", "1,", "2,"]
     with pytest.raises(UserError, match="never overwritten"):
         folder.create()
+    fewer = replace(found, trials=found.trials[:-1])
+    assert len(folder.log_odds(fewer, judge)) == 15, "as after Ctrl-C between two files"
+    with pytest.raises(UserError, match="images of 16 trials, expected 17"):
+        folder.log_odds(replace(found, trials=(*found.trials, found.trials[0])), judge)
 
 
 def test_a_person_answers_goes_back_and_leaves_out(folder: TrialsFolder) -> None:
