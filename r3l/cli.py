@@ -411,13 +411,15 @@ def play(command: PlayCommand) -> int:
     if command.episodes < 0:
         raise UserError(f"--episodes is {command.episodes}, expected 0 (until Ctrl-C) or more")
     if command.source.is_dir():
+        if command.task is not None:
+            raise UserError(f"--task goes with an exported file; {command.source} is a run, which has its task")
         run = Run.open(command.source)
         playable = open_run(run, run.newest_snapshot() if command.step is None else command.step)
         rig = command.rig or (run.rig if command.robot is None else None)
     elif command.step is not None:
         raise UserError(f"--step goes with a run directory; {command.source} holds one policy")
     else:
-        playable, rig = open_policy(command.source), command.rig
+        playable, rig = open_policy(command.source, command.task), command.rig
     with ending_in_order():
         act(playable, command.robot, rig, command.episodes, print)
     return 0

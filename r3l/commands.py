@@ -160,6 +160,8 @@ class PlayCommand:
     """Run directory, or a file that `r3l export` wrote."""
     step: OptionalInt = None
     """Published weights of a run; the newest by default."""
+    task: OptionalName = None
+    """Task of an exported policy; needed where that is a Python file."""
     episodes: int = 0
     """Episodes to play; 0: until Ctrl-C."""
     robot: OptionalName = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -46,9 +46,18 @@ def open_run(run: Run, step: int) -> Playable:
     return Playable(exported_of(run, step), load_judge(run))
 
 
-def open_policy(path: Path) -> Playable:
-    """Return the policy of an exported file. CheckpointError where it cannot be used."""
-    return Playable(read_exported(path))
+def open_policy(path: Path, task: str | None = None) -> Playable:
+    """Return the policy of an exported file, for a task that people name, or for its own.
+
+    Raises:
+        CheckpointError: it cannot be used.
+        UserError: its task is a Python file, which would be run, and nobody named one: a policy file is data.
+    """
+    exported = read_exported(path)
+    config = exported.config
+    if task is None and config.task.endswith(".py"):
+        raise UserError(f"the policy's task is the file {config.task!r}, which would be run; name yours with --task")
+    return Playable(replace(exported, config=replace(config, task=task or config.task)))
 
 
 def play(playable: Playable, robot: str | None, rig: Path | None, episodes: int, say: Callable[[str], None]) -> None:

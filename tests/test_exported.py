@@ -182,6 +182,8 @@ def test_the_commands_export_and_play(
         (["play", "RUN", "--robot", "twinn"], "unknown robot 'twinn'"),
         (["play", "FILE", "--step", "7"], "holds one policy"),
         (["play", "FILE", "--rig", "rig.toml"], "has no rig file"),
+        (["play", "FILE", "--task", "nothing"], "unknown task 'nothing'"),
+        (["play", "RUN", "--task", "valve"], "goes with an exported file"),
         (["export", "RUN", "--step", "7"], "cannot be read"),
     ],
 )
@@ -193,6 +195,17 @@ def test_bad_input_gets_one_line(
     error = capsys.readouterr().err.strip()
     assert words in error
     assert error.count("\n") == 0
+
+
+def test_a_policy_file_runs_no_task_file_that_nobody_named(trained: Run, tmp_path: Path) -> None:
+    exported = exported_of(trained, STEP)
+    path, ran = tmp_path / "policy", tmp_path / "ran"
+    (tmp_path / "task.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    export(replace(exported, config=replace(exported.config, task=str(tmp_path / "task.py"))), path)
+    with pytest.raises(UserError, match="which would be run; name yours with --task"):
+        open_policy(path)
+    assert not ran.exists()
+    assert open_policy(path, "valve").exported.config.task == "valve"
 
 
 def test_a_policy_for_another_task_is_told(trained: Run, tmp_path: Path) -> None:
