@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_run: RunMaker) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_film_shows_before_during_and_after_side_by_side(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "film.webp"
     assert main(["film", str(run.folder), "--out", str(out), "--starts", "2"]) == 0

@@ -449,6 +449,7 @@ def assert_same(expected: Run, run: Run, what: str) -> None:
     assert not different, what
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_a_new_process_is_the_run_never_stopped(tmp_path: Path, make_run: RunMaker) -> None:
     wholes: dict[str, Run] = {}
     parts: dict[tuple[str, str], Run] = {}
