@@ -108,7 +108,10 @@ class Stage:
     def _wait(self) -> None:
         """Relax and wait until what pauses the robot is over."""
         care, until_s = self._care, time.monotonic() + MOST_WAIT_S
-        self.body.safe.relax()
+        try:
+            self.body.safe.relax()
+        except RobotError as error:  # its adapter may be away, and come back
+            self._say(str(error))
         while care.finding is not None:
             if care.ends_the_run or time.monotonic() > until_s:
                 raise RobotError(f"{care.finding.message}; the robot is relaxed")

@@ -59,6 +59,7 @@ class Troubled(Fake):  # type: ignore[misc]  # a driver's class is Any here
         self.at: dict[int, Trouble] = {}
         self.nan_at = -1
         self.relaxed = 0
+        self.cannot_relax = False
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -71,6 +72,9 @@ class Troubled(Fake):  # type: ignore[misc]  # a driver's class is Any here
 
     def relax(self) -> None:
         self.relaxed += 1
+        if self.cannot_relax:
+            self.cannot_relax = False
+            raise RobotError("no servo confirmed it")
         super().relax()
 
 
@@ -162,6 +166,7 @@ def test_a_robot_that_pauses_has_its_trial_made_anew(
     monkeypatch.setattr("r3l.stage.LOOK_EVERY_S", 0.0)
     robot: Any = stage.body.robot
     robot.at = dict.fromkeys(range(30, 34), Trouble("warm", "pause", "servo 12 is warm"))
+    robot.cannot_relax = True
     found, _, told = made(stage, judge, count=1)
     assert len(found) == 2
     assert told.count("perturb") == 3, "one trial began anew"
