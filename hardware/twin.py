@@ -25,6 +25,7 @@ from r3l.robot import (
 from r3l.task import CameraPose, Scene, Task
 
 from .quiet import quiet
+from .variation import Worlds
 
 with quiet():
     import pybullet as p
@@ -78,6 +79,13 @@ class Twin(SimulatedRobot):
         self._fingers: list[int] = []
         self._pending_s = 0.0
         self._time_s = 0.0
+        self._worlds: Worlds | None = None
+        self._nominal: dict[tuple[int, int], tuple[float, float]] = {}
+        """Mass and friction of each link, as they are without a variation."""
+        self._late: tuple[FloatArray, float, float] | None = None
+        """A command that joints do not feel yet: target, torque, speed."""
+        self._seen: tuple[Image, FloatArray] | None = None
+        """What is observed late."""
 
     @property
     def spec(self) -> RobotSpec:
@@ -104,36 +112,96 @@ class Twin(SimulatedRobot):
         self.scene.load(client)
         self._client = client
         self._time_s = self._pending_s = 0.0
+        self._nominal = {}
+        if self._worlds is not None:
+            self._worlds.go_to(0, 0)
+        self._change()
         self._place_fingers(self._home_rad)
 
     def observe(self) -> Observation:
         self._connected()
         if self._pending_s > 0.0:
-            for _ in range(round(self._pending_s * SUBSTEPS_PER_S)):
-                self.substep()
+            self._advance(round(self._pending_s * SUBSTEPS_PER_S))
             self.end_period(self._pending_s)
+            if self._worlds is not None and self._worlds.tick():
+                self._change()
         state = self.scene.state() if self._diagnostic else np.zeros(0, np.float32)
-        joint_rad = self._joint_rad()
+        image, joint_rad = self._seen or (self._render(), self._joint_rad())
         if self._actuators is not None:
             joint_rad = self._actuators.counted(joint_rad)
-        return Observation(self._render(), joint_rad, self._time_s, state)
+        return Observation(self._varied(image), joint_rad.copy(), self._time_s, state)
+
+    def _advance(self, substeps: int) -> None:
+        """Let substeps go by; a command that is late comes among them, and what is seen late is seen there."""
+        delay, latency = self._lags(substeps)
+        self._seen = None
+        for substep in range(substeps + 1):
+            if substep == delay and self._late is not None:
+                self._drive(*self._late)
+                self._late = None
+            if latency and substep == substeps - latency:
+                self._seen = (self._render(), self._joint_rad())
+            if substep < substeps:
+                self.substep()
+
+    def _lags(self, most: int) -> tuple[int, int]:
+        """Return by how many substeps commands and observations are late."""
+        if self._worlds is None:
+            return 0, 0
+        found = self._worlds.current
+        delay, latency = (round(lag_s * SUBSTEPS_PER_S) for lag_s in (found.delay_s, found.latency_s))
+        return min(delay, most), min(latency, most)
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         self._connected()
         target = np.clip(np.asarray(target_rad, np.float32), self._spec.lower_rad, self._spec.upper_rad)
         actuators = self._actuators
         if actuators is None:
-            self._drive(target, MAX_TORQUE_NM)
+            self._send(target, MAX_TORQUE_NM, MAX_SPEED_RAD_S)
         else:
             target = actuators.limit(target, actuators.counted(self._joint_rad()))
-            self._drive(actuators.counted(target), actuators.torque_nm, actuators.speed_rad_s)
+            self._send(actuators.counted(target), actuators.torque_nm, actuators.speed_rad_s)
         self._pending_s = 1 / self._spec.control_hz
         return target
+
+    def _send(self, target_rad: FloatArray, torque_nm: float, speed_rad_s: float) -> None:
+        """Drive the joints, now or after the delay of a world that varies."""
+        if self._worlds is not None:
+            torque_nm *= self._worlds.current.strength
+        if self._lags(1)[0]:
+            self._late = (target_rad.copy(), torque_nm, speed_rad_s)
+        else:
+            self._drive(target_rad, torque_nm, speed_rad_s)
 
     def relax(self) -> None:
         if self._client is not None:
             self._drive(self._joint_rad(), 0.0)
+        self._late = None
         self._forget_goal()
+
+    def vary(self, level: str, seed: int) -> None:
+        self._worlds = Worlds(level, seed, 1 / self._spec.control_hz)
+        if self._client is not None:
+            self._change()
+
+    def _change(self) -> None:
+        """Make the world what it is to be now; what was on its way is forgotten."""
+        self._late = self._seen = None
+        if self._worlds is None:
+            return
+        client, found = self._connected(), self._worlds.current
+        for body in (*self._fingers, *self.scene.bodies):
+            for link in range(-1, client.getNumJoints(body)):
+                mass, friction = self._nominal.setdefault((body, link), client.getDynamicsInfo(body, link)[:2])
+                client.changeDynamics(body, link, lateralFriction=friction * found.friction)
+                if body in self.scene.bodies and mass > 0:
+                    client.changeDynamics(body, link, mass=mass * found.mass)
+
+    def _varied(self, image: Image) -> Image:
+        """Return an image as the camera of this world shows it."""
+        if self._worlds is None:
+            return image.copy()
+        return self._worlds.current.seen(image, self._worlds.noise())
 
     # What emulated servos move the fingers with
 
@@ -172,7 +240,7 @@ class Twin(SimulatedRobot):
 
     def look(self) -> Image:
         """Return what the camera sees now, [H, W, 3]."""
-        return self._render()
+        return self._varied(self._render())
 
     def close(self) -> None:
         if self._client is not None:
@@ -193,6 +261,9 @@ class Twin(SimulatedRobot):
                 self._place_fingers(self._home_rad)
         self._pending_s = 0.0
         self._forget_goal()
+        if self._worlds is not None:
+            self._worlds.go_to(self._worlds.number + 1, 0)
+        self._change()
 
     def view(self, side: int) -> Image:
         """Return a picture from in front and above, where people would stand."""
@@ -214,6 +285,7 @@ class Twin(SimulatedRobot):
                 numbers += part
             for joint in self._joints_of(body):
                 numbers += client.getJointState(body, joint)[:2]
+        numbers += self._world_numbers()
         numbers += self._goal_numbers()
         return np.array(numbers, np.float64).tobytes()
 
@@ -221,7 +293,8 @@ class Twin(SimulatedRobot):
         client = self._connected()
         bodies = range(client.getNumBodies())
         joints = [self._joints_of(body) for body in bodies]
-        count = 1 + sum(13 + 2 * len(each) for each in joints) + len(self._goal_numbers())
+        others = len(self._world_numbers()) + len(self._goal_numbers())
+        count = 1 + sum(13 + 2 * len(each) for each in joints) + others
         numbers = iter(world_numbers(world, count))
         self._time_s, self._pending_s = next(numbers), 0.0
         for body in bodies:
@@ -232,8 +305,15 @@ class Twin(SimulatedRobot):
                 client.resetJointState(body, joint, next(numbers), next(numbers))
         self._drive(self._joint_rad(), MAX_TORQUE_NM)
         self._forget_goal()
+        if self._worlds is not None:
+            self._worlds.go_to(*(int(max(each, 0)) for each in islice(numbers, 2)))
+        self._change()
         if self._actuators is not None and next(numbers):
             self._actuators.goal_rad = np.array(list(numbers), np.float32)
+
+    def _world_numbers(self) -> list[float]:
+        """Return which world of those that vary this is; nothing where none does."""
+        return [] if self._worlds is None else [float(self._worlds.number), float(self._worlds.periods)]
 
     def _forget_goal(self) -> None:
         if self._actuators is not None:
@@ -307,7 +387,8 @@ class Twin(SimulatedRobot):
         return np.ascontiguousarray(pixels), bodies
 
     def _render(self) -> Image:
-        return self._camera_image(self._spec.camera.width, self._spec.camera.height)[0]
+        pose = None if self._worlds is None else self._worlds.current.pose(self.scene.camera)
+        return self._camera_image(self._spec.camera.width, self._spec.camera.height, pose)[0]
 
     def _object_pixels(self) -> int:
         _, bodies = self._camera_image(96, 96)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from r3l.actor import Actor
 from r3l.body import Body
@@ -34,7 +35,10 @@ class Care:
         self._body, self._tell = body, tell
         spec = body.safe.spec
         identical = body.robot.identical_frames
-        self.checks = Checks(config.checks, spec.joints, spec.control_hz, goals.train, identical_frames=identical)
+        settings = config.checks
+        if config.randomize != "none":  # a camera that is moved on purpose is no fault
+            settings = replace(settings, moved=replace(settings.moved, threshold=1.0))
+        self.checks = Checks(settings, spec.joints, spec.control_hz, goals.train, identical_frames=identical)
         self.persistence = Persistence(config.persistence)
         self.finding: Finding | None = None
         """What pauses the robot, or ends the run, at present."""

@@ -248,7 +248,7 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
     """
     from r3l import preflight
     from r3l.goals import joined, load_goals
-    from r3l.registry import load_robot, load_task
+    from r3l.registry import load_robot, load_task, varied
     from r3l.train import pick_device
 
     ends_epoch_s = deadline(command, time.time())
@@ -283,6 +283,7 @@ def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None
     hours = None if ends_epoch_s is None else (ends_epoch_s - time.time()) / 3600
     rig = command.rig or (resumed.rig if resumed else None)
     robot = load_robot(config.robot, task, diagnostic=config.reads_truth, rig=rig)
+    varied(robot, config.randomize, config.seed)
     # One that is gone on with waits for a robot that is not there yet: after a reboot, with nobody in the room.
     found = preflight.check(config, task, robot, goal_images, folder, hours=hours, must_answer=resumed is None)
     print("\n".join(found.lines))
@@ -345,12 +346,13 @@ def _train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate a run and print what was found."""
     from r3l.evaluate import evaluate_run
+    from r3l.registry import varied
 
     if command.episodes < 1:
         raise UserError(f"--episodes is {command.episodes}, expected 1 or more")
     run = Run.open(command.run)
     step = run.newest_snapshot() if command.step is None else command.step
-    robot = robot_for(run, command.robot, command.rig)
+    robot = varied(robot_for(run, command.robot, command.rig), command.randomize, command.seed)
     if command.by_eye or not isinstance(robot, SimulatedRobot):
         return _evaluate_by_eye(command, run, robot, step)
     if command.against is not None:
@@ -439,12 +441,12 @@ def export(command: ExportCommand) -> int:
 
 
 def robot_for(run: Run, name: str | None, rig: Path | None) -> Robot:
-    """Return a run's robot, or another one, with the rig file that people name or the run's own."""
-    from r3l.registry import load_robot, load_task, robot_of
+    """Return a run's robot, or another one, with the rig file that people name or the run's own; its world as it is."""
+    from r3l.registry import load_robot, load_task
 
-    if name is None and rig is None:
-        return robot_of(run)
     config = run.config
+    if name is None:
+        rig = rig or run.rig
     diagnostic = config.reads_truth and name is None
     return load_robot(name or config.robot, load_task(config.task), diagnostic=diagnostic, rig=rig)
 

@@ -19,6 +19,9 @@ OptionalName = Annotated[str | None, _optional("NAME")]
 OptionalPath = Annotated[Path | None, _optional("PATH")]
 
 
+Level = Literal["none", "mild", "strong", "shifted", "delayed"]
+
+
 @dataclass(frozen=True)
 class GoalsCommand:
     """Collect goal images: pictures of success, the only thing R3L is told about a task.
@@ -72,6 +75,8 @@ class TrainCommand:
     """End at this time of the day, as --hours does; a time that has passed is tomorrow's."""
     sync: bool = False
     """Let actor and learner take turns in one process, deterministic by seed; nobody supervises it then."""
+    randomize: Annotated[Level | None, _optional("none|mild|strong|shifted|delayed")] = None
+    """How much the twin's world varies, by seed: light, camera, noise, dynamics, delays (docs/tasks.md)."""
     real_time: bool = False
     """Let a simulated robot keep the control rate of the clock on the wall, as a real one does."""
     update_ratio: Annotated[float | None, _optional("FLOAT")] = None
@@ -128,6 +133,8 @@ class EvaluateCommand:
     """Another robot than the run's to evaluate on, with the same joints; its results go to RUN/evaluation-ROBOT."""
     rig: OptionalPath = None
     """Its rig file, where it has one; the run's copy by default."""
+    randomize: Level = "none"
+    """How much the twin's world varies meanwhile; shifted is farther from it than any level for training."""
     by_eye: bool = False
     """From images alone on a simulated robot, too; into RUN/by-eye-1, -2, … where --out names no folder."""
     against: OptionalInt = None

@@ -92,6 +92,8 @@ class Config:
     """Env steps of the run, exploration included, homing not."""
     sync: bool = False
     """Actor and learner take turns in one process, deterministic by seed, instead of running side by side."""
+    randomize: Literal["none", "mild", "strong", "shifted", "delayed"] = "none"
+    """How much the twin's world varies, on purpose and by seed: light, camera, noise, dynamics, delays."""
     real_time: bool = False
     """A simulated robot keeps the control rate of the clock on the wall; a real one always does."""
     quota_gib: float = 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from r3l.config import UserError, nearest
-from r3l.robot import Robot
+from r3l.robot import Robot, RobotError, SimulatedRobot
 from r3l.task import Task
 
 if TYPE_CHECKING:
@@ -115,4 +115,18 @@ def load_robot(name: str, task: Task, *, diagnostic: bool = False, rig: Path | N
 def robot_of(run: Run) -> Robot:
     """Return the robot of a run, not yet connected."""
     config = run.config
-    return load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=run.rig)
+    robot = load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=run.rig)
+    return varied(robot, config.randomize, config.seed)
+
+
+def varied(robot: Robot, level: str, seed: int) -> Robot:
+    """Return a robot whose world varies from now on; UserError where it cannot."""
+    if level == "none":
+        return robot
+    try:
+        if not isinstance(robot, SimulatedRobot):
+            raise RobotError("a real robot varies by itself; --randomize needs --robot twin")
+        robot.vary(level, seed)
+    except RobotError as error:
+        raise UserError(str(error)) from error
+    return robot

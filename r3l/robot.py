@@ -223,6 +223,13 @@ class SimulatedRobot(Robot):
     def truth(self) -> Truth:
         """Return ground truth: for evaluation and tests alone."""
 
+    def vary(self, level: str, seed: int) -> None:
+        """Let the world be another one now and then, the same for the same seed: r3l.hardware.variation has the levels.
+
+        Raises RobotError where it can be only as it is.
+        """
+        raise RobotError("this robot's world does not vary; --randomize needs --robot twin")
+
     def view(self, side: int) -> Image:
         """Return a square picture of the world for people, [side, side, 3]; nothing that learns ever sees it."""
         image = self.observe().image

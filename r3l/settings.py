@@ -34,6 +34,7 @@ def resolve(command: TrainCommand) -> Config:
         _merge(values, change, "")
     config = from_dict(Config, values)
     given = {name: getattr(command, name) for name in ("task", "steps", "robot", "seed", "device", "update_ratio")}
+    given["randomize"] = command.randomize
     given |= {name: True for name in ("sync", "real_time") if getattr(command, name)}
     given["quota_gib"] = command.quota
     if command.steps is None and ends_by_time(command):

@@ -1,0 +1,130 @@
+"""What a real rig varies and a simulated one does not: light, colours, the camera's place, noise, dynamics, delays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r3l.robot import Image
+from r3l.task import CameraPose
+
+REACH = {"none": (0.0, 0.0), "mild": (0.0, 0.5), "strong": (0.0, 1.0), "shifted": (1.0, 1.5), "delayed": (0.0, 0.0)}
+"""How far each quantity is from its nominal value, least and most, in units of AMOUNTS.
+
+mild and strong are for training; shifted is beyond either, for evaluation; delayed is the nominal world, each command
+one control period late.
+"""
+EVERY = 200
+"""Control periods after which another world is drawn; `place` draws one too."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What one unit of REACH is."""
+
+    brightness: float = 0.25
+    """Relative."""
+    colour: float = 0.10
+    """Relative, each channel by itself."""
+    eye_m: float = 0.008
+    """Of the camera's place, each axis by itself."""
+    aim_m: float = 0.005
+    """Of what it looks at."""
+    noise_levels: float = 6.0
+    """Standard deviation of each pixel, grey levels."""
+    friction: float = 0.4
+    """Relative, of fingers and object."""
+    mass: float = 0.4
+    """Relative, of the object."""
+    strength: float = 0.3
+    """Relative, of the joints' torque."""
+    delay_s: float = 0.05
+    """From a command until joints feel it."""
+    latency_s: float = 0.05
+    """Age of what is observed."""
+
+
+AMOUNTS = Amounts()
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One world: factors of the nominal one, or what is added to it."""
+
+    light: NDArray[np.float64]
+    """[3], of each channel."""
+    eye_m: NDArray[np.float64]
+    aim_m: NDArray[np.float64]
+    noise_levels: float
+    friction: float
+    mass: float
+    strength: float
+    delay_s: float
+    latency_s: float
+
+    def pose(self, nominal: CameraPose) -> CameraPose:
+        """Return where the camera is in this world."""
+        x, y, z = (np.array(nominal.eye_m) + self.eye_m).tolist()
+        u, v, w = (np.array(nominal.target_m) + self.aim_m).tolist()
+        return CameraPose((x, y, z), (u, v, w), nominal.field_of_view_deg)
+
+    def seen(self, image: Image, rng: np.random.Generator) -> Image:
+        """Return an image [H, W, 3] in this world's light, with its camera's noise."""
+        lit = image * self.light + rng.normal(0.0, self.noise_levels, image.shape)
+        return np.clip(np.round(lit), 0, 255).astype(np.uint8)
+
+
+class Worlds:
+    """One world after the other, the same for the same seed."""
+
+    def __init__(self, level: str, seed: int, period_s: float) -> None:
+        """Draw from a level of REACH, for a control period of `period_s`."""
+        self._level, self._seed, self._period_s = level, seed, period_s
+        self.number = self.periods = 0
+        """Worlds drawn before this one, and control periods in it."""
+        self.current = self._draw()
+
+    def go_to(self, number: int, periods: int) -> None:
+        """Go on in the world of that number, after so many control periods."""
+        self.number, self.periods = number, periods
+        self.current = self._draw()
+
+    def tick(self) -> bool:
+        """Let a control period go by; return whether another world begins."""
+        self.periods += 1
+        if self.periods < EVERY:
+            return False
+        self.go_to(self.number + 1, 0)
+        return True
+
+    def noise(self) -> np.random.Generator:
+        """Return the generator of this control period's noise."""
+        return np.random.default_rng((self._seed, self.number, self.periods))
+
+    def _draw(self) -> Variation:
+        rng = np.random.default_rng((self._seed, self.number))
+        near, far = REACH[self._level]
+
+        def either(amount: float, size: int) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = amount * rng.uniform(near, far, size) * rng.choice((-1.0, 1.0), size)
+            return found
+
+        def more(amount: float) -> float:
+            return float(amount * rng.uniform(near, far))
+
+        def factor(amount: float) -> float:
+            return float(np.exp(either(amount, 1))[0])
+
+        return Variation(
+            light=np.exp(either(AMOUNTS.brightness, 1) + either(AMOUNTS.colour, 3)),
+            eye_m=either(AMOUNTS.eye_m, 3),
+            aim_m=either(AMOUNTS.aim_m, 3),
+            noise_levels=more(AMOUNTS.noise_levels),
+            friction=factor(AMOUNTS.friction),
+            mass=factor(AMOUNTS.mass),
+            strength=factor(AMOUNTS.strength),
+            delay_s=self._period_s if self._level == "delayed" else min(more(AMOUNTS.delay_s), self._period_s),
+            latency_s=min(more(AMOUNTS.latency_s), self._period_s),
+        )

@@ -1,0 +1,213 @@
+"""Worlds that vary on purpose: reproducible, within their level, felt by the twin; refused where nothing can vary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RunMaker, tiny
+
+from r3l.care import Care
+from r3l.cli import main
+from r3l.goals import load_goals
+from r3l.hardware import twin
+from r3l.hardware.twin import Twin
+from r3l.hardware.variation import AMOUNTS, EVERY, REACH, Worlds
+from r3l.robot import FloatArray, Observation
+from r3l.tasks.valve import Valve
+from r3l.train import train
+
+TASK = Valve()
+LEVELS = ("mild", "strong", "shifted")
+
+
+def made(level: str | None, seed: int = 0) -> Twin:
+    robot = twin.from_task(TASK)
+    if level is not None:
+        robot.vary(level, seed)
+    return robot
+
+
+def poses(count: int) -> list[FloatArray]:
+    rng = np.random.default_rng(1)
+    return [(TASK.rig.home_rad + rng.uniform(-0.3, 0.3, 9)).astype(np.float32) for _ in range(count)]
+
+
+def driven(robot: Twin, count: int = 6) -> list[Observation]:
+    seen = [robot.observe()]
+    for pose in poses(count):
+        robot.command(pose)
+        seen.append(robot.observe())
+    return seen
+
+
+def same(first: list[Observation], second: list[Observation]) -> bool:
+    return all(
+        np.array_equal(one.image, other.image) and np.array_equal(one.joint_rad, other.joint_rad)
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_same_seed_gives_the_same_worlds_and_another_gives_others(level: str) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        with made(level, seed) as robot:
+            found.append(driven(robot))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_a_level_of_nothing_is_the_world_as_it_is() -> None:
+    with made("none") as varied, made(None) as plain:
+        assert same(driven(varied), driven(plain))
+
+
+def reach(level: str) -> FloatArray:
+    """Return how far 60 worlds are from the nominal one, in units of AMOUNTS, [60, 6]."""
+    rows = []
+    worlds = Worlds(level, 0, 0.1)
+    for number in range(60):
+        worlds.go_to(number, 0)
+        found = worlds.current
+        rows.append(
+            [
+                abs(math.log(found.friction)) / AMOUNTS.friction,
+                abs(math.log(found.mass)) / AMOUNTS.mass,
+                abs(math.log(found.strength)) / AMOUNTS.strength,
+                found.noise_levels / AMOUNTS.noise_levels,
+                found.delay_s / AMOUNTS.delay_s,
+                np.abs(found.eye_m).max() / AMOUNTS.eye_m,
+            ]
+        )
+    return np.array(rows, np.float32)
+
+
+def test_levels_are_what_they_say_and_evaluation_is_beyond_training() -> None:
+    for level in LEVELS:
+        near, far = REACH[level]
+        found = reach(level)
+        assert found.min() >= near - 1e-6
+        assert found.max() <= far + 1e-6
+        assert found.max() > 0.8 * far
+    assert reach("strong").max() <= reach("shifted")[:, :5].min() + 1e-6
+
+
+def test_a_command_that_is_late_is_felt_a_control_period_later() -> None:
+    with made("delayed") as late, made(None) as plain:
+        slow, quick = driven(late), driven(plain)
+    assert slow[1].joint_rad == pytest.approx(slow[0].joint_rad, abs=1e-3)
+    for later, sooner in zip(slow[2:], quick[1:], strict=False):
+        assert later.joint_rad == pytest.approx(sooner.joint_rad, abs=0.02)
+
+
+def test_what_is_observed_late_is_older_than_what_is() -> None:
+    with made("strong") as robot:
+        worlds = robot._worlds
+        assert worlds is not None
+        number = next(n for n in range(99) if (worlds.go_to(n, 0), worlds.current.latency_s > 0.03)[1])
+        worlds.go_to(number, 0)
+        robot._change()
+        before = robot.observe().joint_rad
+        robot.command((before + 0.25).astype(np.float32))
+        seen = robot.observe().joint_rad
+        there = np.array([angle for angle, _, _ in robot.joint_states()])
+    assert (np.abs(seen - before) < np.abs(there - before)).all()
+
+
+def test_the_object_and_the_fingers_are_others_and_nominal_again() -> None:
+    with made("shifted") as robot:
+        client, body = robot._client, robot.scene.bodies[0]
+        links = range(-1, client.getNumJoints(body))
+        varied = [client.getDynamicsInfo(body, link)[:2] for link in links]
+        robot.vary("none", 0)
+        nominal = [client.getDynamicsInfo(body, link)[:2] for link in links]
+        shares = {round(one[1] / other[1], 6) for one, other in zip(varied, nominal, strict=True)}
+        assert len(shares) == 1
+        assert not 0.7 < shares.pop() < 1.4
+        robot.place(np.array([1.0], np.float32))
+        assert [client.getDynamicsInfo(body, link)[:2] for link in links] == nominal
+
+
+def test_noise_is_new_in_each_control_period_alone() -> None:
+    with made("shifted") as robot:
+        first, again = robot.observe().image, robot.observe().image
+        assert np.array_equal(first, again)
+        robot.command(TASK.rig.home_rad)
+        assert not np.array_equal(robot.observe().image, first)
+
+
+def test_another_world_comes_after_a_while_and_with_each_placing() -> None:
+    with made("strong") as robot:
+        numbers = []
+        for _ in range(EVERY + 1):
+            robot.command(TASK.rig.home_rad)
+            robot.observe()
+            numbers.append(robot._worlds.number)
+        assert numbers == [0] * (EVERY - 1) + [1, 1]
+        robot.place(np.array([1.0], np.float32))
+        assert robot._worlds.number == 2
+
+
+def test_a_saved_world_goes_on_as_the_world_it_was() -> None:
+    with made("strong") as robot:
+        robot.place(np.array([1.0], np.float32))
+        driven(robot)
+        world = robot.save_world()
+        expected = robot.observe()
+        robot.place(np.array([2.0], np.float32))
+        robot.restore_world(world)
+        assert np.abs(robot.observe().image.astype(int) - expected.image).mean() < 2.0
+        assert robot._worlds.number == 1
+
+
+def test_a_camera_that_is_moved_on_purpose_is_no_fault(goal_folder: Path) -> None:
+    from r3l.body import Body
+
+    goals = load_goals(goal_folder, TASK.rig.camera, TASK.minimum_goals)
+    for level, threshold in (("none", tiny().checks.moved.threshold), ("strong", 1.0)):
+        config = tiny(robot="twin", randomize=level)
+        care = Care(config, Body(config, TASK, made(None)), goals, lambda kind, message: None)
+        assert care.checks._config.moved.threshold == threshold
+
+
+def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(
+    tmp_path: Path, make_run: RunMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", tiny(robot="twin", steps=60, randomize="mild"))
+    assert train(run)
+    assert '"randomize": "mild"' in (run.folder / "config.json").read_text()
+    found = []
+    for level in ("none", "shifted"):
+        assert main(["evaluate", str(run.folder), "--no-baselines", "--episodes", "2", "--randomize", level]) == 0
+        with (run.folder / "evaluation" / "film-00.png").open("rb") as film:
+            found.append(film.read())
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "RUN", "--randomize", "strong"], "needs --robot twin"),
+        (["evaluate", "RUN", "--randomize", "wild"], "wild"),
+        (["train", "valve", "--robot", "fake", "--randomize", "mild", "--goals", "GOALS"], "needs --robot twin"),
+    ],
+)
+def test_where_nothing_can_vary_it_is_told_in_one_line(
+    tmp_path: Path,
+    make_run: RunMaker,
+    goal_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    run = make_run(tmp_path / "run", tiny(steps=60))
+    run.weights.mkdir()
+    (run.weights / "step-00000060.safetensors").touch()
+    places = {"RUN": str(run.folder), "GOALS": str(goal_folder)}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert error.count("\n") == 0
