@@ -52,7 +52,6 @@ class Stage:
         self.task, self._say = task, say
         self.body = Body(config, task, robot)
         self._care = Care(config, self.body, goals, lambda kind, message: say(f"{kind}: {message}"))
-        self._unfit = 0
 
     def __enter__(self) -> Self:
         try:
@@ -82,6 +81,7 @@ class Stage:
         care.forget()
         observed, info = env.reset()
         if not self._is_fit():
+            self._wait()
             return None
         behaviour.begin()
         frames, action = [observed["image"]], np.zeros(0, np.float32)
@@ -106,8 +106,10 @@ class Stage:
         return self._care.inspect(newest)
 
     def _wait(self) -> None:
-        """Relax and wait until what pauses the robot is over."""
+        """Relax and wait until what pauses the robot is over, if anything does."""
         care, until_s = self._care, time.monotonic() + MOST_WAIT_S
+        if care.finding is None:
+            return
         try:
             self.body.safe.relax()
         except RobotError as error:  # its adapter may be away, and come back

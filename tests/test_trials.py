@@ -173,6 +173,22 @@ def test_a_robot_that_pauses_has_its_trial_made_anew(
     assert robot.relaxed >= 1
 
 
+def test_a_robot_that_pauses_before_it_acts_is_waited_for(
+    stage: Stage, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r3l.stage.LOOK_EVERY_S", 0.0)
+    robot: Any = stage.body.robot
+    robot.at = dict.fromkeys(range(robot.looks + 1, robot.looks + 4), Trouble("warm", "pause", "servo 12 is warm"))
+    told: list[str] = []
+    _, perturb = policies(stage, told)
+    assert stage.episode(perturb, 3) is None
+    assert robot.relaxed == 1
+    assert not robot.troubles, "it was waited for"
+    frames = stage.episode(perturb, 3)
+    assert frames is not None
+    assert len(frames) == 4
+
+
 @pytest.mark.parametrize(("action", "message"), [("stop", "servo 12 has a short"), ("pause", "servo 12 has a short")])
 def test_what_does_not_pass_ends_the_trials_with_the_robot_relaxed(
     goals: Goals, judge: Judge, monkeypatch: pytest.MonkeyPatch, action: Any, message: str
