@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from r3l.body import move
 from r3l.files import remove
@@ -24,6 +24,7 @@ JUDGED_FROM = 3
 """Pictures that there must be before one is called blurred."""
 BABBLE_STEPS = 30
 """Control periods of a move between two pictures."""
+BACKGROUND = (30, 30, 30)
 HELP = "Enter: take a picture. u: undo the last one. b: move the fingers somewhere else, slowly. q: done. ?: this"
 
 
@@ -121,12 +122,19 @@ def babble(robot: SafeRobot, rng: np.random.Generator) -> None:
     robot.relax()
 
 
-def contact_sheet(images: list[Frame] | NDArray[np.uint8], path: Path, columns: int = 8, side: int = 96) -> None:
-    """Write pictures in rows, in the order they were taken: what a person looks at before a night."""
+def contact_sheet(
+    images: list[Frame] | NDArray[np.uint8], path: Path, columns: int = 8, side: int = 96, *, is_numbered: bool = False
+) -> None:
+    """Write pictures in rows, in the order they were taken, with their numbers or without: for a person to look at."""
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * side, max(rows, 1) * side), (30, 30, 30))
+    sheet = Image.new("RGB", (columns * side, max(rows, 1) * side), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
     for at, image in enumerate(images):
+        left, top = at % columns * side + 2, at // columns * side + 2
         tile = Image.fromarray(image).resize((side - 4, side - 4), Image.Resampling.NEAREST)
-        sheet.paste(tile, (at % columns * side + 2, at // columns * side + 2))
+        sheet.paste(tile, (left, top))
+        if is_numbered:
+            draw.rectangle((left, top, left + 26, top + 14), fill=BACKGROUND)
+            draw.text((left + 4, top + 2), str(at + 1), fill=(255, 255, 255))
     remove(path)
     sheet.save(path)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,6 +28,7 @@ from r3l.progress import progress_bar
 from r3l.registry import load_task
 from r3l.robot import Image, Robot, RobotError, SimulatedRobot
 from r3l.run import Run
+from r3l.shoot import contact_sheet
 from r3l.stage import PerturbationPolicy, Stage
 
 FORMAT_VERSION = 1
@@ -165,7 +164,7 @@ class TrialsFolder:
     def keep(self, found: Trials, ends: NDArray[np.uint8]) -> None:
         """Write what there is so far, with the last images of each trial, [N, F, H, W, 3]."""
         save_tensors(self.folder / ENDS, {"ends": torch.from_numpy(ends)}, {"version": FORMAT_VERSION})
-        write_sheet(list(ends[:, -1]), self.sheet)
+        contact_sheet(list(ends[:, -1]), self.sheet, COLUMNS, SIDE_PX, is_numbered=True)
         self.write_marks({trial.number: None for trial in found.trials})
         write_file(self.folder / TRIALS, json.dumps(asdict(found), indent=2).encode())
 
@@ -242,20 +241,6 @@ def _trial(values: Mapping[str, Any]) -> Trial:
         bool(values["begun_solved"]),
         None if success is None else bool(success),
     )
-
-
-def write_sheet(ends: Sequence[Image], path: Path) -> None:
-    """Write last images in rows, each with its trial's number: what a person marks."""
-    rows = math.ceil(len(ends) / COLUMNS)
-    sheet = PIL.Image.new("RGB", (COLUMNS * SIDE_PX, rows * SIDE_PX), (30, 30, 30))
-    draw = PIL.ImageDraw.Draw(sheet)
-    for at, image in enumerate(ends):
-        left, top = at % COLUMNS * SIDE_PX + 2, at // COLUMNS * SIDE_PX + 2
-        tile = PIL.Image.fromarray(image).resize((SIDE_PX - 4, SIDE_PX - 4), PIL.Image.Resampling.NEAREST)
-        sheet.paste(tile, (left, top))
-        draw.rectangle((left, top, left + 26, top + 14), fill=(30, 30, 30))
-        draw.text((left + 4, top + 2), str(at + 1), fill=(255, 255, 255))
-    sheet.save(path)
 
 
 def difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
