@@ -398,32 +398,22 @@ class Twin(SimulatedRobot):
 
 def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Twin:
     """Build the twin of a task's rig: what `--robot twin` means; with a hand's rig file it moves as that hand does."""
-    return build(task, diagnostic=diagnostic, actuators=None if rig is None else _actuators(task, rig))
+    return Twin(
+        task.scene(),
+        home_rad=task.rig.home_rad,
+        control_hz=task.rig.control_hz,
+        camera=task.rig.camera,
+        workspace=task.rig.limits,
+        diagnostic=diagnostic,
+        actuators=None if rig is None else _actuators(task, rig),
+    )
 
 
 def _actuators(task: Task, path: Path) -> Actuators:
     try:
         from .dclaw.actuators import Actuators
-        from .dclaw.rig import read_rig
+        from .dclaw.rig import read_rig_for
     except ModuleNotFoundError as error:
         raise UserError(f"a rig file needs the package {error.name!r}; pip install 'r3l[dynamixel]'") from error
 
-    found = read_rig(path)
-    if found.control_hz != task.rig.control_hz:
-        theirs = f"task {task.name!r} {task.rig.control_hz:g}"
-        raise UserError(f"rig {path} has control_hz {found.control_hz:g}, {theirs}; make them equal")
-    return Actuators(found)
-
-
-def build(task: Task, *, diagnostic: bool = False, actuators: Actuators | None = None) -> Twin:
-    """Build the twin of a task's rig with these actuators."""
-    rig = task.rig
-    return Twin(
-        task.scene(),
-        home_rad=rig.home_rad,
-        control_hz=rig.control_hz,
-        camera=rig.camera,
-        workspace=rig.limits,
-        diagnostic=diagnostic,
-        actuators=actuators,
-    )
+    return Actuators(read_rig_for(path, task))

@@ -140,10 +140,13 @@ class Judge:
 
         The median over the last `config.frames` decides: a finger over the object in one of three does not.
         """
+        return self.end_log_odds(frames) >= self.calibration.threshold
+
+    def end_log_odds(self, frames: Tensor) -> float:
+        """Return what a verdict on frames uint8 [T, 3, H, W] rests on: the median log-odds of the last ones."""
         if not len(frames):
             raise ValueError("an episode without frames cannot be judged; pass its last ones")
-        log_odds = self.log_odds(frames[-self.config.frames :]).numpy()
-        return bool(np.median(log_odds) >= self.calibration.threshold)
+        return float(np.median(self.log_odds(frames[-self.config.frames :]).numpy()))
 
     def save(self, path: Path) -> None:
         """Write judge.safetensors: the weights, and all else as JSON in its header."""

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Trials:
     weights: tuple[int, ...]
     """Steps of the weights that took turns."""
     trials: tuple[Trial, ...] = ()
-    version: int = field(default=FORMAT_VERSION)
+    version: int = FORMAT_VERSION
 
     def of(self, weights: int) -> list[Trial]:
         """Return the trials of one policy."""
@@ -107,14 +107,9 @@ def make_trials(
             number += 1
             last = judge.config.frames
             ends = [*frames[:1] * last, *frames][-last:]  # checks may have left most of them out
-            log_odds = median_log_odds(judge, channels_first(np.stack(ends)))
+            log_odds = judge.end_log_odds(channels_first(np.stack(ends)))
             judged = log_odds >= judge.calibration.threshold
             on_trial(Trial(number, weights, judged, log_odds, _is_solved(judge, frames[:1]), _truth(stage)), ends)
-
-
-def median_log_odds(judge: Judge, frames: Tensor) -> float:
-    """Return what a judge makes of the last images of an episode, uint8 [F, 3, H, W]."""
-    return float(np.median(judge.log_odds(frames).numpy()))
 
 
 def _perform(stage: Stage, perturb: Behaviour, policy: Behaviour, judge: Judge) -> list[Image]:
@@ -198,7 +193,7 @@ class TrialsFolder:
         ends = self.ends()
         if len(ends) < len(found.trials):  # one more where writing was broken off
             raise UserError(f"{self.folder} has images of {len(ends)} trials, expected {len(found.trials)}")
-        return {trial.number: median_log_odds(judge, end) for trial, end in zip(found.trials, ends, strict=False)}
+        return {trial.number: judge.end_log_odds(end) for trial, end in zip(found.trials, ends, strict=False)}
 
     def write_marks(self, marks: Mapping[int, bool | None]) -> None:
         """Write the table that a person fills in, or what they said: trial, success."""

@@ -41,7 +41,7 @@ from ..dynamixel.emulator import Emulator
 from ..dynamixel.servo import Servo
 from ..twin import SUBSTEPS_PER_S, Twin
 from ..twin import from_task as twin_from_task
-from .rig import ClawRig, default_rig, read_rig
+from .rig import ClawRig, default_rig, read_rig_for
 from .robot import DClaw
 
 FPS = 200.0
@@ -296,9 +296,5 @@ def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) 
     """Build the stack for a task: what `--robot dclaw-emulated` means. A rig file gives it limits and calibration."""
     if diagnostic:
         raise UserError("robot 'dclaw-emulated' has no diagnostic variants; use --robot twin")
-    found = read_rig(rig) if rig else replace(default_rig(), control_hz=task.rig.control_hz)
-    if found.control_hz != task.rig.control_hz:
-        raise UserError(
-            f"rig {rig} has control_hz {found.control_hz:g}, the task {task.rig.control_hz:g}; make them equal"
-        )
+    found = read_rig_for(rig, task) if rig else replace(default_rig(), control_hz=task.rig.control_hz)
     return EmulatedClaw(twin_from_task(task), found, task.rig.camera, StackFaults.ordered())

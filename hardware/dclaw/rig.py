@@ -13,6 +13,7 @@ from r3l import files
 from r3l.checkpoint import write_file
 from r3l.config import UserError, from_dict, nearest
 from r3l.robot import Joint
+from r3l.task import Task
 
 from ..camera.settings import CameraSettings
 from ..camera.settings import problems as camera_problems
@@ -127,6 +128,15 @@ def read_rig(path: Path) -> ClawRig:
     problem = next(problems(rig), None)
     if problem is not None:
         raise UserError(f"rig {path}: {problem}")
+    return rig
+
+
+def read_rig_for(path: Path, task: Task) -> ClawRig:
+    """Read a rig for a task; UserError where it is wrong, or they have not the same control rate."""
+    rig = read_rig(path)
+    if rig.control_hz != task.rig.control_hz:
+        theirs = f"task {task.name!r} {task.rig.control_hz:g}"
+        raise UserError(f"rig {path} has control_hz {rig.control_hz:g}, {theirs}; make them equal")
     return rig
 
 

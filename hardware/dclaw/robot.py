@@ -30,7 +30,7 @@ from ..camera.settings import settings_of_images
 from .eye import Eye
 from .farewell import Farewell, undisturbed
 from .hand import Hand
-from .rig import ClawRig, read_rig
+from .rig import ClawRig, read_rig_for
 
 if TYPE_CHECKING:
     from ..camera.camera import Camera
@@ -155,8 +155,4 @@ def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) 
     """Build the hand of a rig file for a task: what `--robot dclaw --rig FILE` means."""
     if rig is None:
         raise UserError("robot 'dclaw' needs its rig: --rig FILE; r3l calibrate writes one")
-    found = read_rig(rig)
-    if found.control_hz != task.rig.control_hz:
-        theirs = f"task {task.name!r} {task.rig.control_hz:g}"
-        raise UserError(f"rig {rig} has control_hz {found.control_hz:g}, {theirs}; make them equal")
-    return DClaw(found, task.rig.camera)
+    return DClaw(read_rig_for(rig, task), task.rig.camera)
