@@ -11,6 +11,7 @@ import numpy as np
 
 from r3l.config import UserError
 from r3l.robot import (
+    CameraSettings,
     CameraSpec,
     FloatArray,
     Image,
@@ -25,7 +26,7 @@ from r3l.robot import (
 from r3l.task import CameraPose, Scene, Task
 
 from .quiet import quiet
-from .variation import Worlds
+from .variation import REACH, Worlds
 
 with quiet():
     import pybullet as p
@@ -91,6 +92,10 @@ class Twin(SimulatedRobot):
     def spec(self) -> RobotSpec:
         return self._spec
 
+    @property
+    def camera_settings(self) -> CameraSettings:
+        return {"randomize": REACH["none" if self._worlds is None else self._worlds.level]}
+
     def connect(self) -> None:
         if self._client is not None:
             raise RobotError("the twin is already connected; close it first")
@@ -113,6 +118,7 @@ class Twin(SimulatedRobot):
         self._client = client
         self._time_s = self._pending_s = 0.0
         self._nominal = {}
+        self._forget_command()
         if self._worlds is not None:
             self._worlds.go_to(0, 0)
         self._change()
@@ -176,17 +182,16 @@ class Twin(SimulatedRobot):
     def relax(self) -> None:
         if self._client is not None:
             self._drive(self._joint_rad(), 0.0)
-        self._late = None
-        self._forget_goal()
+        self._forget_command()
 
     def vary(self, level: str, seed: int) -> None:
         self._worlds = Worlds(level, seed, 1 / self._spec.control_hz)
+        self._forget_command()
         if self._client is not None:
             self._change()
 
     def _change(self) -> None:
-        """Make the world what it is to be now; what was on its way is forgotten."""
-        self._late = self._seen = None
+        """Make the world what it is to be now."""
         if self._worlds is None:
             return
         client, found = self._connected(), self._worlds.current
@@ -260,7 +265,7 @@ class Twin(SimulatedRobot):
             else:
                 self._place_fingers(self._home_rad)
         self._pending_s = 0.0
-        self._forget_goal()
+        self._forget_command()
         if self._worlds is not None:
             self._worlds.go_to(self._worlds.number + 1, 0)
         self._change()
@@ -304,7 +309,7 @@ class Twin(SimulatedRobot):
             for joint in joints[body]:
                 client.resetJointState(body, joint, next(numbers), next(numbers))
         self._drive(self._joint_rad(), MAX_TORQUE_NM)
-        self._forget_goal()
+        self._forget_command()
         if self._worlds is not None:
             self._worlds.go_to(*(int(max(each, 0)) for each in islice(numbers, 2)))
         self._change()
@@ -315,7 +320,9 @@ class Twin(SimulatedRobot):
         """Return which world of those that vary this is; nothing where none does."""
         return [] if self._worlds is None else [float(self._worlds.number), float(self._worlds.periods)]
 
-    def _forget_goal(self) -> None:
+    def _forget_command(self) -> None:
+        """Forget where joints were to go, what is on its way to them, and what was to be seen late."""
+        self._late = self._seen = None
         if self._actuators is not None:
             self._actuators.goal_rad = None
 

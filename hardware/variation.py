@@ -81,7 +81,7 @@ class Worlds:
 
     def __init__(self, level: str, seed: int, period_s: float) -> None:
         """Draw from a level of REACH, for a control period of `period_s`."""
-        self._level, self._seed, self._period_s = level, seed, period_s
+        self.level, self._seed, self._period_s = level, seed, period_s
         self.number = self.periods = 0
         """Worlds drawn before this one, and control periods in it."""
         self.current = self._draw()
@@ -105,7 +105,7 @@ class Worlds:
 
     def _draw(self) -> Variation:
         rng = np.random.default_rng((self._seed, self.number))
-        near, far = REACH[self._level]
+        near, far = REACH[self.level]
 
         def either(amount: float, size: int) -> NDArray[np.float64]:
             found: NDArray[np.float64] = amount * rng.uniform(near, far, size) * rng.choice((-1.0, 1.0), size)
@@ -125,6 +125,6 @@ class Worlds:
             friction=factor(AMOUNTS.friction),
             mass=factor(AMOUNTS.mass),
             strength=factor(AMOUNTS.strength),
-            delay_s=self._period_s if self._level == "delayed" else min(more(AMOUNTS.delay_s), self._period_s),
+            delay_s=self._period_s if self.level == "delayed" else min(more(AMOUNTS.delay_s), self._period_s),
             latency_s=min(more(AMOUNTS.latency_s), self._period_s),
         )

@@ -135,7 +135,7 @@ def _unknown_option(option: str, name: str, command: type) -> str:
 def goals(command: GoalsCommand) -> int:
     """Collect goal images into a folder."""
     from r3l.goals import read_folder, save_goals, split, variety_warnings
-    from r3l.registry import load_robot, load_task
+    from r3l.registry import load_robot, load_task, varied
     from r3l.shoot import contact_sheet
 
     task = load_task(command.task)
@@ -149,7 +149,7 @@ def goals(command: GoalsCommand) -> int:
         images = read_folder(command.from_folder, (size.height, size.width), task.minimum_goals)
         source = command.from_folder.name
     else:
-        robot = load_robot(command.robot, task, rig=command.rig)
+        robot = varied(load_robot(command.robot, task, rig=command.rig), command.randomize, command.seed)
         images, source = _collect(command, task, robot, rng)
         settings = robot.camera_settings
     for warning in variety_warnings(images):

@@ -47,6 +47,8 @@ class GoalsCommand:
     """Robot to collect on; `r3l robots` lists them."""
     rig: OptionalPath = None
     """Its rig file, where it has one."""
+    randomize: Level = "none"
+    """How much the twin's world varies from picture to picture; take the level that the training will have."""
     seed: int = 0
 
 

@@ -131,6 +131,24 @@ def test_the_object_and_the_fingers_are_others_and_nominal_again() -> None:
         assert [client.getDynamicsInfo(body, link)[:2] for link in links] == nominal
 
 
+def test_goal_images_vary_as_the_training_will_and_training_with_others_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {level: tmp_path / level for level in ("none", "strong")}
+    for level, folder in folders.items():
+        options = ["--count", "24", "--seed", "3", "--out", str(folder)]
+        assert main(["goals", "valve", "--randomize", level, *options]) == 0
+    plain, varied = (
+        load_goals(folder, TASK.rig.camera, TASK.minimum_goals).train.mean((1, 2)).std(0) for folder in folders.values()
+    )
+    assert (varied > 3 * plain).all()
+    command = ["train", "valve", "--check", "--runs", str(tmp_path / "runs"), "--goals"]
+    assert main([*command, str(folders["strong"]), "--randomize", "strong"]) == 0
+    capsys.readouterr()
+    assert main([*command, str(folders["none"]), "--randomize", "strong"]) == 2
+    assert "camera.randomize [0.0, 0.0], the rig has [0.0, 1.0]" in capsys.readouterr().err
+
+
 def test_noise_is_new_in_each_control_period_alone() -> None:
     with made("shifted") as robot:
         first, again = robot.observe().image, robot.observe().image
