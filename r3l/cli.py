@@ -8,11 +8,9 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -46,20 +44,17 @@ from r3l.commands import (
     TasksCommand,
     TrainCommand,
 )
-from r3l.config import MANY, UserError, nearest, to_dict
+from r3l.config import UserError, nearest, to_dict
 from r3l.experience import StoreError
 from r3l.goals import Images
 from r3l.process import tune_process
-from r3l.processes.supervisor import end_orphans
 from r3l.progress import progress_bar
 from r3l.robot import Robot, RobotError, SimulatedRobot
 from r3l.run import Run, free_name
 from r3l.safety import SafeRobot
-from r3l.settings import deadline, ends_by_time, preset_config, resolve
+from r3l.settings import preset_config
 from r3l.task import Task
 
-FAILED_CODE = 3
-"""A run that ended since it could not go on; a service does not begin it again."""
 BY_EYE = "by-eye"
 """Folders of trials in a run directory begin so."""
 DESCRIPTION = """R3L: a robot learns a skill overnight from pictures of success, with nobody in the room.
@@ -203,144 +198,25 @@ def lines() -> Iterator[str]:
         yield line.strip().lower()
 
 
-def reopen(command: TrainCommand) -> Run:
-    """Open the run that --resume names, which nobody uses, with --steps not yet saved; the rest of it is decided."""
-    assert command.resume is not None
-    kept = ("resume", "steps", "check", "runs", "hours", "until", "goals", "rig")
-    fresh = TrainCommand(**{name: getattr(command, name) for name in kept})
-    for field in fields(TrainCommand):
-        if getattr(command, field.name) != getattr(fresh, field.name):
-            raise UserError(
-                f"a resumed run keeps its {field.name}: --resume goes with --steps, --hours, --until, --goals, "
-                "--rig and --check alone"
-            )
-    run = Run.open(command.resume)
-    steps = run.config.steps if command.steps is None else command.steps
-    if command.steps is None and ends_by_time(command):
-        steps = MANY
-    end_orphans(run)
-    return Run(run.folder, replace(run.config, steps=steps))
-
-
 def train(command: TrainCommand) -> int:
     """Begin or resume a run; a signal that comes before the robot moves ends it as any later one does, with 0."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         try:
-            found = _prepare(command, stack)
+            from r3l import launch
+
+            found = launch.prepare(command, stack)
             if found is None:
                 return 0
             run, ends_epoch_s, lock = found
             if not run.config.sync:
-                return _train_supervised(run, ends_epoch_s, lock)
+                return launch.train_supervised(run, ends_epoch_s, lock)
         except KeyboardInterrupt:
             print("stopped before anything was started")
             return 0
         finally:
             signal.signal(signal.SIGTERM, before)
-        return _train_sync(run)
-
-
-def _prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None, int] | None:
-    """Check everything, and make or open the run; return it, when it is to end, and its lock, held by the stack.
-
-    Nothing is written to a run before it is locked. None: nothing is to be started.
-    """
-    from r3l import preflight
-    from r3l.goals import joined, load_goals
-    from r3l.registry import load_robot, load_task, varied
-    from r3l.train import pick_device
-
-    ends_epoch_s = deadline(command, time.time())
-    resumed, lock = None, -1
-    if command.resume is not None:
-        resumed = reopen(command)
-        lock = stack.enter_context(resumed.lock())
-    config = resumed.config if resumed else resolve(command)
-    if config.sync and ends_by_time(command):
-        raise UserError("--sync ends by its steps, not by --hours or --until; leave one of them out")
-    task = load_task(config.task)
-    if resumed:
-        folder, goal_folder = resumed.folder, resumed.goals
-        ends_epoch_s = ends_epoch_s or (resumed.deadline() if command.steps is None else None)
-        if ends_epoch_s is not None and ends_epoch_s <= time.time():
-            over = time.strftime("%a %H:%M", time.localtime(ends_epoch_s))
-            print(f"the time of {folder} was up at {over}; go on with --hours, --until or --steps")
-            return None
-    else:
-        folder = command.runs / command.name if command.name else free_name(command.runs, task.name)
-        goal_folder = command.goals or Path("goals") / task.name
-    pick_device(config.device)
-    if not resumed and not command.check and folder.exists():
-        Run.create(folder, config)  # says that it exists
-    if not goal_folder.exists():
-        raise UserError(
-            f"goal folder {goal_folder} is missing; make it with r3l goals {config.task}, or name --goals DIR"
-        )
-    goal_images = load_goals(goal_folder, task.rig.camera, task.minimum_goals)
-    if resumed and command.goals is not None:
-        goal_images = joined(goal_images, load_goals(command.goals, task.rig.camera, 0))
-    hours = None if ends_epoch_s is None else (ends_epoch_s - time.time()) / 3600
-    rig = command.rig or (resumed.rig if resumed else None)
-    robot = load_robot(config.robot, task, diagnostic=config.reads_truth, rig=rig)
-    varied(robot, config.randomize, config.seed)
-    # One that is gone on with waits for a robot that is not there yet: after a reboot, with nobody in the room.
-    found = preflight.check(config, task, robot, goal_images, folder, hours=hours, must_answer=resumed is None)
-    print("\n".join(found.lines))
-    if config.reads_truth:
-        print("diagnostic run: it reads the twin's ground truth")
-    preflight.require(found)
-    if command.check:
-        print("nothing was started: --check")
-        return None
-    if resumed:
-        run = resumed.extended(config.steps)
-        if command.goals is not None:
-            run.replace_goals(goal_images)
-        if command.rig is not None:
-            run.keep_rig(command.rig)
-    else:
-        run = Run.create(folder, config)
-        lock = stack.enter_context(run.lock())
-        try:
-            run.keep_goals(goal_folder)
-            if command.rig is not None:
-                run.keep_rig(command.rig)
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-    run.set_deadline(ends_epoch_s)
-    print(f"run directory: {folder}")
-    return run, ends_epoch_s, lock
-
-
-def _train_sync(run: Run) -> int:
-    from r3l.train import FailedError, train_locked
-
-    try:
-        is_done = train_locked(run)
-    except FailedError as error:
-        print(f"failed, the robot is relaxed: {error}")
-        return FAILED_CODE
-    if not is_done:
-        print(f"stopped; go on with: r3l train --resume {run.folder}")
-        return 0
-    print(f"done; next: r3l evaluate {run.folder}; r3l report {run.folder}")
-    return 0
-
-
-def _train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
-    from r3l.processes.supervisor import DONE, STOPPED, say, supervise
-
-    outcome = supervise(run, ends_epoch_s, lock)
-    if outcome == STOPPED:
-        say(f"stopped, the robot is relaxed; go on with: r3l train --resume {run.folder}")
-    elif outcome == DONE:
-        report = f"report: {run.report}; " if run.report.exists() else ""
-        say(f"done; {report}next: r3l evaluate {run.folder}")
-    else:
-        say(f"failed, the robot is relaxed; r3l status {run.folder} says why, r3l train --resume {run.folder} goes on")
-    return 0 if outcome in (DONE, STOPPED) else FAILED_CODE
+        return launch.train_sync(run)
 
 
 def evaluate(command: EvaluateCommand) -> int:

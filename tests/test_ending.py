@@ -218,7 +218,7 @@ def test_nothing_of_a_run_is_changed_before_it_is_locked(
         holders.append(run.holder())
         return "done"
 
-    monkeypatch.setattr("r3l.processes.supervisor.supervise", supervise)
+    monkeypatch.setattr("r3l.launch.supervise", supervise)
     command = ["train", "--resume", str(night.run.folder), "--hours", "1", "--goals", str(night.run.goals)]
     assert cli.main(command) == 0, capsys.readouterr().err
     assert holders == [os.getpid()] * 4
