@@ -385,7 +385,7 @@ class Twin(SimulatedRobot):
     def _camera_image(self, width: int, height: int, pose: CameraPose | None = None) -> tuple[Image, Any]:
         """Return the colours, and which body each pixel shows."""
         pose = pose or self.scene.camera
-        view = p.computeViewMatrix(pose.eye_m, pose.target_m, [0, 0, 1])
+        view = p.computeViewMatrix(pose.eye_m, pose.target_m, pose.up)
         lens = p.computeProjectionMatrixFOV(pose.field_of_view_deg, width / height, 0.02, 1.0)
         _, _, colour, _, bodies = self._connected().getCameraImage(
             width, height, view, lens, shadow=0, lightDirection=[0.3, 0.2, 1.0], renderer=p.ER_TINY_RENDERER

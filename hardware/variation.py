@@ -65,10 +65,14 @@ class Variation:
     latency_s: float
 
     def pose(self, nominal: CameraPose) -> CameraPose:
-        """Return where the camera is in this world."""
-        x, y, z = (np.array(nominal.eye_m) + self.eye_m).tolist()
-        u, v, w = (np.array(nominal.target_m) + self.aim_m).tolist()
-        return CameraPose((x, y, z), (u, v, w), nominal.field_of_view_deg)
+        """Return where the camera is in this world, as it was held: one that looks down is not turned by a shift."""
+        eye, target = np.array(nominal.eye_m), np.array(nominal.target_m)
+        right = np.cross(target - eye, nominal.up)
+        eye_m, target_m, up = (
+            (float(x), float(y), float(z))
+            for x, y, z in (eye + self.eye_m, target + self.aim_m, np.cross(right, target - eye))
+        )
+        return CameraPose(eye_m, target_m, nominal.field_of_view_deg, up)
 
     def seen(self, image: Image, rng: np.random.Generator) -> Image:
         """Return an image [H, W, 3] in this world's light, with its camera's noise."""

@@ -29,6 +29,8 @@ class CameraPose:
     eye_m: tuple[float, float, float] = (0.0, 0.001, 0.28)
     target_m: tuple[float, float, float] = (0.0, 0.0, 0.03)
     field_of_view_deg: float = 36.0
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """Roughly what is up in its picture."""
 
 
 class Scene(ABC):

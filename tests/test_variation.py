@@ -149,6 +149,22 @@ def test_goal_images_vary_as_the_training_will_and_training_with_others_is_refus
     assert "camera.randomize [0.0, 0.0], the rig has [0.0, 1.0]" in capsys.readouterr().err
 
 
+def test_a_camera_that_is_moved_is_not_turned() -> None:
+    """The valve's camera looks straight down, where a shift could turn its picture by anything."""
+
+    def prong_rad(robot: Twin) -> float:
+        image = robot.observe().image.astype(int)
+        rows, columns = np.nonzero((image[..., 0] > 1.8 * image[..., 1]) & (image[..., 0] > 1.8 * image[..., 2]))
+        return math.atan2(rows.mean() - 31.5, columns.mean() - 31.5)
+
+    with made("none") as plain, made("shifted") as robot:
+        for angle in (0.0, 2.0, 4.0):
+            plain.place(np.array([angle], np.float32))
+            for _ in range(8):
+                robot.place(np.array([angle], np.float32))
+                assert abs(math.remainder(prong_rad(robot) - prong_rad(plain), math.tau)) < 0.4
+
+
 def test_noise_is_new_in_each_control_period_alone() -> None:
     with made("shifted") as robot:
         first, again = robot.observe().image, robot.observe().image
