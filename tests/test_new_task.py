@@ -73,7 +73,12 @@ def test_the_drawer_is_a_sound_task(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_drawers_commands_run_with_fewer_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_drawers_commands_run_with_fewer_steps_and_go_on_from_another_folder(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     goals, train, evaluate, report = COMMANDS[:4]
     assert run(goals, "--count", "24") == 0
     assert "r3l train drawer.py" in capsys.readouterr().out
@@ -84,14 +89,6 @@ def test_the_drawers_commands_run_with_fewer_steps(folder: Path, capsys: pytest.
     assert [record["step"] for record in records] == [0, 80]
     assert {"place_m", "error"} <= set(records[0]["starts"][0]["truth"])
     assert (folder / "runs" / "drawer-1" / "report.html").stat().st_size > 10_000
-
-
-@pytest.mark.slow
-def test_a_run_of_a_task_file_goes_on_from_another_folder(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(COMMANDS[0], "--count", "24") == 0
-    assert run("r3l train drawer.py --config short.toml --device cpu --set evaluate_every=0") == 0
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert run(f"r3l train --resume {folder / 'runs' / 'drawer-1'} --steps 95") == 0
 
