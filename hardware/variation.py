@@ -16,8 +16,8 @@ REACH = {"none": (0.0, 0.0), "mild": (0.0, 0.5), "strong": (0.0, 1.0), "shifted"
 mild and strong are for training; shifted is beyond either, for evaluation; delayed is the nominal world, each command
 one control period late.
 """
-EVERY = 200
-"""Control periods after which another world is drawn; `place` draws one too."""
+EVERY = 60
+"""Control periods after which another world is drawn, more than an episode has; `place` draws one too."""
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vae.refresh_every": (1, MANY),
     "vae.tether": (0, 1000),
     "vae.keypoints": (0, 1024),
+    "vae.jitter": (0, 2),
     "vae.neighbours": (0, 1000),
     "sac.critics": (1, 64),
     "sac.learning_rate": (0, 1),

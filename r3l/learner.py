@@ -32,7 +32,7 @@ from r3l.process import populate
 from r3l.replay import Replay, Sampled
 from r3l.robot import RobotSpec
 from r3l.sac import SAC, Batch
-from r3l.vae import VAE
+from r3l.vae import VAE, jittered
 
 Metrics = dict[str, float]
 AGENTS = ("task", "perturbation")
@@ -416,7 +416,9 @@ class Learner:
         noise = torch.randn(len(rows), self.config.vae.latent_size, generator=self.generator).to(self.device)
         near = self.replay.neighbours(rows, self.config.vae.neighbours, self.rng)
         drawn = images if near is rows else self.replay.pixels(near[:, None])
-        loss, metrics = self._vae_next.loss(images, drawn, self.replay.proprioception[near], noise)
+        amount = self.config.vae.jitter
+        seen = jittered(images, amount, self.generator) if amount else images
+        loss, metrics = self._vae_next.loss(seen, drawn, self.replay.proprioception[near], noise)
         if tether:
             drift = (self._vae_next.posterior(images)[0] - self.replay.latents[rows]).square().sum(-1).mean()
             loss = loss + tether * drift

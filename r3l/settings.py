@@ -15,6 +15,8 @@ from r3l.config import MANY, PRESETS, VARIANTS, Config, UserError, from_dict, ne
 from r3l.run import read_config
 
 MOST_HOURS = 24 * 365
+LIT, JITTER = ("mild", "strong"), 0.5
+"""Worlds whose light varies, and what the encoder learns with there unless it is said otherwise."""
 
 
 def resolve(command: TrainCommand) -> Config:
@@ -22,6 +24,8 @@ def resolve(command: TrainCommand) -> Config:
     if command.task is None:
         raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
     values = to_dict(preset_config(command.preset, command.variant))
+    if command.randomize in LIT:
+        values["vae"]["jitter"] = JITTER
     if command.config is not None:
         _merge(values, read_config(command.config), "")
     for item in command.set:

@@ -37,6 +37,8 @@ class VAEConfig:
     """Feature maps whose mean places the encoder sees beside what its plain convolutions see; 0 for none."""
     neighbours: int = 2
     """Draw a frame up to so many steps away from the one encoded, so that z keeps what both share; 0 draws the same."""
+    jitter: float = 0.0
+    """Light of what is encoded, and not of what is drawn, at random, as a power of e: z does not keep the light."""
     conditional: bool = True
     """Give the decoder the proprioception, so that the latent need not carry the pose of the fingers."""
 
@@ -50,11 +52,22 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def downsample(images: Tensor, side: int) -> Tensor:
-    """Average uint8 [B, 3, H, W] down to float32 [B, 3, side, side] in [0, 1]."""
+    """Average [B, 3, H, W] of 0 to 255 down to float32 [B, 3, side, side] in [0, 1]."""
     pixels = images.float() / 255
     if pixels.shape[-2:] == (side, side):
         return pixels
     return F.interpolate(pixels, size=(side, side), mode="area")
+
+
+def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Return uint8 [B, 3, H, W] in another light each, up to exp(amount) times as bright, as float32 in [0, 255].
+
+    A third as much for each colour by itself.
+    """
+    whole = 2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1
+    colours = 2 * torch.rand(len(images), 3, 1, 1, generator=generator) - 1
+    light = (amount * (whole + colours / 3)).exp().to(images.device)
+    return (images * light).clamp(0, 255)
 
 
 class MeanPlaces(nn.Module):
@@ -93,7 +106,8 @@ class VAE(nn.Module):
     Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviations: the decoder is
     conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world;
     the encoder adds up plain convolutions, which say what is there, and `keypoints`, which say where; what is drawn is
-    a frame a step or two away (`neighbours`), where the fingers are elsewhere and the world is much the same.
+    a frame a step or two away (`neighbours`), where the fingers are elsewhere and the world is much the same; what is
+    encoded may be in another light than what is drawn (`jitter`).
     """
 
     def __init__(self, config: VAEConfig, proprioception_size: int) -> None:
@@ -130,7 +144,7 @@ class VAE(nn.Module):
         )
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z | image): uint8 [B, 3, H, W] to two [B, Z]."""
+        """Return mean and log variance of q(z | image): [B, 3, H, W] of 0 to 255 to two [B, Z]."""
         pixels = downsample(images, self.config.image_size)
         seen = self.encoder(pixels) if self.keypoints is None else self.encoder(pixels) + self.keypoints(pixels)
         mean, log_variance = seen.chunk(2, -1)
@@ -150,7 +164,7 @@ class VAE(nn.Module):
         """Return the negative evidence lower bound, up to constants, and its parts.
 
         Args:
-            seen: images to encode, uint8 [B, 3, H, W].
+            seen: images to encode, [B, 3, H, W] of 0 to 255.
             drawn: images to decode, uint8 [B, 3, H, W]: the same, or neighbours.
             proprioception: float32 [B, P], where the fingers are in `drawn`.
             noise: standard normal [B, Z], the reparameterisation's.

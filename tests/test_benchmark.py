@@ -100,6 +100,21 @@ def test_differences_name_the_setting_and_leave_the_seed_aside() -> None:
     ]
 
 
+def test_every_record_is_of_the_settings_and_the_world_that_its_command_means_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "results.md").read_text()
+    commands = [line.split()[2:] for line in text.splitlines() if line.startswith("scripts/benchmark learning ")]
+    asked: set[str] = set()
+    monkeypatch.setattr(learning, "collect_goals", lambda task: None)
+    monkeypatch.setattr(learning, "run_all", lambda chosen: asked.update(map(str, chosen.names)))
+    for arguments in commands:
+        places = ["--records", str(root / "benchmarks" / "learning"), "--runs", str(tmp_path / "runs")]
+        assert learning.main([*arguments, *places]) == 0, capsys.readouterr().err
+    assert asked >= {path.stem for path in (root / "benchmarks" / "learning").glob("*.json")}
+
+
 def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     whole = record()
     whole.save(tmp_path / "valve-default-0.json")

@@ -269,6 +269,31 @@ def test_re_encoding_that_was_broken_off_is_made_up_for(store: ExperienceStore) 
     assert (resumed.sequence, resumed.steps) == (learner.sequence, learner.steps)
 
 
+def test_an_encoder_with_jitter_sees_another_light_than_is_drawn(
+    store: ExperienceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lit: dict[float, list[bool]] = {0.0: [], 0.5: []}
+    for amount, seen_otherwise in lit.items():
+        learner = learner_of(replace(BASE, vae=replace(BASE.vae, neighbours=0, jitter=amount)), store)
+        assert learner.vae is not None
+        real = type(learner.vae).loss
+
+        def loss(
+            vae: Any, seen: Tensor, drawn: Tensor, *given: Tensor, real: Any = real, found: list[bool] = seen_otherwise
+        ) -> Any:
+            assert drawn.dtype == torch.uint8
+            found.append(not torch.equal(seen.float(), drawn.float()))
+            return real(vae, seen, drawn, *given)
+
+        monkeypatch.setattr(type(learner.vae), "loss", loss)
+        learner.pretrain()
+        monkeypatch.undo()
+    assert lit[0.0]
+    assert not any(lit[0.0])
+    assert lit[0.5]
+    assert all(lit[0.5])
+
+
 def test_pretraining_fits_encoder_and_classifier_and_reports_progress(store: ExperienceStore) -> None:
     learner = learner_of(store=store)
     assert learner.vae is not None

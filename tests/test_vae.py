@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from r3l.vae import VAE, MeanPlaces, VAEConfig, downsample, kl_divergence
+from r3l.vae import VAE, MeanPlaces, VAEConfig, downsample, jittered, kl_divergence
 
 SMALL = VAEConfig(latent_size=4, image_size=16, beta=0.5)
 
@@ -33,6 +34,18 @@ def test_kl_divergence_is_that_of_torch_distributions() -> None:
     expected = reference_kl(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).sum(-1)
     torch.testing.assert_close(kl_divergence(mean, log_variance), expected)
     assert kl_divergence(torch.zeros(1, 5), torch.zeros(1, 5)).item() == 0
+
+
+def test_jitter_changes_the_light_of_each_image_and_nothing_else() -> None:
+    images = torch.full((64, 3, 8, 8), 100, dtype=torch.uint8)
+    images[:, :, :4] = 50
+    lit = jittered(images, 0.3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lit[:, :, 4:], 2 * lit[:, :, :4])
+    light = lit[:, :, 0, 0].log() - math.log(50)
+    assert light.abs().max() <= 0.4 + 1e-6
+    assert 0.1 < light.mean(1).std() < 0.25
+    assert 0.03 < (light - light.mean(1, keepdim=True)).std() < 0.1
+    assert torch.equal(jittered(images, 0.0, torch.Generator()), images.float())
 
 
 def test_downsampling_averages_pixels_into_the_unit_interval() -> None:

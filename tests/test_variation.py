@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from conftest import RunMaker, tiny
 
 from r3l.care import Care
 from r3l.cli import main
+from r3l.commands import TrainCommand
 from r3l.goals import load_goals
 from r3l.hardware import twin
 from r3l.hardware.twin import Twin
 from r3l.hardware.variation import AMOUNTS, EVERY, REACH, Worlds
 from r3l.robot import FloatArray, Observation
+from r3l.settings import resolve
 from r3l.tasks.valve import Valve
 from r3l.train import train
 
@@ -219,6 +222,15 @@ def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(
         with (run.folder / "evaluation" / "film-00.png").open("rb") as film:
             found.append(film.read())
     assert found[0] != found[1]
+
+
+def test_the_encoder_learns_to_leave_the_light_out_where_it_varies() -> None:
+    def jitter(*options: str, level: Literal["none", "strong", "delayed"]) -> float:
+        return resolve(TrainCommand(task="valve", randomize=level, set=options)).vae.jitter
+
+    assert jitter(level="strong") > 0.3
+    assert jitter("vae.jitter=0.1", level="strong") == 0.1
+    assert jitter(level="none") == jitter(level="delayed") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ WINDOW_STEPS = 2500
 """Env steps per window of the coverage and of the success during training."""
 WATCHED = ("sync", "real_time", "quota_gib", "checks", "numerics", "persistence", "supervision")
 """Settings of how a run is watched over, not of how it learns: records from before there were any lack them."""
+LATER = {"randomize": "none", "vae.jitter": 0.0}
+"""Settings that came after the first records, and what they were while there were none."""
 Values = NDArray[np.float64]
 
 
@@ -257,7 +259,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = 
     """Return one entry per setting that differs between two configs; seeds, and what one lacks of WATCHED, aside."""
     found = []
     for key in [*here, *(key for key in there if key not in here)]:
-        old, new = there.get(key, "missing"), here.get(key, "missing")
+        old, new = (config.get(key, LATER.get(where + key, "missing")) for config in (there, here))
         if where + key == "seed" or (where + key in WATCHED and "missing" in (old, new)):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
