@@ -16,7 +16,7 @@ from r3l.run import read_config
 
 MOST_HOURS = 24 * 365
 LIT, JITTER = ("mild", "strong"), 0.5
-"""Worlds whose light varies, and what the encoder learns with there unless it is said otherwise."""
+"""Levels of --randomize whose light varies, and `vae.jitter` there, unless --config or --set says otherwise."""
 
 
 def resolve(command: TrainCommand) -> Config:

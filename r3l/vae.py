@@ -38,7 +38,8 @@ class VAEConfig:
     neighbours: int = 2
     """Draw a frame up to so many steps away from the one encoded, so that z keeps what both share; 0 draws the same."""
     jitter: float = 0.0
-    """Light of what is encoded, and not of what is drawn, at random, as a power of e: z does not keep the light."""
+    """Encode images in a random light, up to exp(jitter) brighter or darker, and draw them in their own: so z does not
+    keep the light. 0 encodes them as they are."""
     conditional: bool = True
     """Give the decoder the proprioception, so that the latent need not carry the pose of the fingers."""
 
@@ -60,9 +61,9 @@ def downsample(images: Tensor, side: int) -> Tensor:
 
 
 def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Return uint8 [B, 3, H, W] in another light each, up to exp(amount) times as bright, as float32 in [0, 255].
+    """Return uint8 [B, 3, H, W] in another light each, as float32 in [0, 255].
 
-    A third as much for each colour by itself.
+    It is exp(x) times as bright, x even in ±`amount`, and each colour exp(y) times by itself, y even in ±`amount` / 3.
     """
     whole = 2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1
     colours = 2 * torch.rand(len(images), 3, 1, 1, generator=generator) - 1

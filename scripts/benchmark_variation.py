@@ -52,7 +52,7 @@ def learn(task: str, level: str, seed: int, steps: int, folder: Path) -> Path:
 
 
 def evaluate(run: Path, world: str, episodes: int) -> dict[str, Any]:
-    """Return success of a run's last weights in a world, and what its judge made of it."""
+    """Return success of a run's last weights in a world, and of each start."""
     out = run / f"benchmark-{world}"
     if not (out / "evaluation.json").exists():
         words = ["evaluate", str(run), "--randomize", world, "--episodes", str(episodes), "--no-baselines"]
