@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r3l.benchmark.figures import parser_of, save_figures
+from r3l.benchmark.figures import parser_of, policy_figures, save_figures
 from r3l.hardware.dclaw.emulated import FAULTS_VARIABLE
 from r3l.hardware.dclaw.rig import default_rig, write_rig
 from r3l.jsonl import read_jsonl
@@ -33,13 +33,7 @@ def evaluate(run: Path, rig: Path, robot: str, episodes: int, step: int | None =
     words = [*COMMAND, "evaluate", str(run), "--robot", robot, "--rig", str(rig), "--episodes", str(episodes)]
     words += ["--no-baselines", "--out", str(out)] + ([] if step is None else ["--step", str(step)])
     subprocess.run(words, check=True)
-    found = json.loads((out / "evaluation.json").read_text())["policy"]
-    return {
-        "success": found["success"],
-        "interval": found["success_interval"],
-        "episodes": found["episodes"],
-        "successes": [start["success"] for start in found["starts"]],
-    }
+    return policy_figures(out)
 
 
 def learn(folder: Path, rig: Path, steps: int, seed: int, faults: dict[str, float], episodes: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ A run that was interrupted goes on, one that is there is not repeated.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from r3l.benchmark.figures import parser_of, save_figures
+from r3l.benchmark.figures import parser_of, policy_figures, save_figures
 
 NAME = "variation"
 COMMAND = (sys.executable, "-m", "r3l")
@@ -57,13 +56,7 @@ def evaluate(run: Path, world: str, episodes: int) -> dict[str, Any]:
     if not (out / "evaluation.json").exists():
         words = ["evaluate", str(run), "--randomize", world, "--episodes", str(episodes), "--no-baselines"]
         run_words([*words, "--out", str(out)], run.parent / f"{run.name}.log")
-    found = json.loads((out / "evaluation.json").read_text())["policy"]
-    return {
-        "success": found["success"],
-        "interval": found["success_interval"],
-        "episodes": found["episodes"],
-        "successes": [start["success"] for start in found["starts"]],
-    }
+    return policy_figures(out)
 
 
 def table(runs: Sequence[dict[str, Any]], levels: Sequence[str]) -> list[str]:

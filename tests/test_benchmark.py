@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from r3l.benchmark import judging, learning, peer, results
+from r3l.benchmark.figures import policy_figures
 from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended, world
 from r3l.config import Config, UserError, to_dict
 from r3l.jsonl import read_jsonl
@@ -113,6 +115,29 @@ def test_every_record_is_of_the_settings_and_the_world_that_its_command_means_no
         places = ["--records", str(root / "benchmarks" / "learning"), "--runs", str(tmp_path / "runs")]
         assert learning.main([*arguments, *places]) == 0, capsys.readouterr().err
     assert asked >= {path.stem for path in (root / "benchmarks" / "learning").glob("*.json")}
+
+
+def test_the_pages_tables_of_worlds_that_vary_are_those_of_the_recorded_runs() -> None:
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "benchmarks" / "variation.json").read_text())
+    script = runpy.run_path(str(root / "scripts" / "benchmark_variation.py"))
+    for run in found["runs"]:
+        for reached in run["worlds"].values():
+            assert reached["success"] == pytest.approx(np.mean(reached["successes"]), abs=1e-6)
+            assert len(reached["successes"]) == reached["episodes"] == 48
+    lines = script["table"](found["runs"], ["none", "strong"])
+    assert lines == found["table"]
+    for page in ("tasks.md", "lab-notes.md"):
+        text = (root / "docs" / page).read_text()
+        assert all(line in text for line in lines[2:])
+
+
+def test_figures_of_a_policy_are_those_of_its_evaluation(tmp_path: Path) -> None:
+    starts = [{"success": True, "start": [1.0]}, {"success": False, "start": [2.0]}]
+    policy = {"success": 0.5, "success_interval": [0.1, 0.9], "episodes": 2, "starts": starts, "more": 1}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"policy": policy}))
+    expected = {"success": 0.5, "interval": [0.1, 0.9], "episodes": 2, "successes": [True, False]}
+    assert policy_figures(tmp_path) == expected
 
 
 def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -22,6 +22,17 @@ def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def policy_figures(folder: Path) -> dict[str, Any]:
+    """Return of an evaluation's folder what the policy reached: success, its 95% interval, and each start's success."""
+    found = json.loads((folder / "evaluation.json").read_text())["policy"]
+    return {
+        "success": found["success"],
+        "interval": found["success_interval"],
+        "episodes": found["episodes"],
+        "successes": [start["success"] for start in found["starts"]],
+    }
+
+
 def save_figures(path: Path, name: str, arguments: Sequence[str], figures: Mapping[str, Any]) -> None:
     """Write figures with the command and the versions that they are from, and say where they are."""
     saved = {"command": " ".join(["scripts/benchmark", name, *arguments]), "versions": versions()} | dict(figures)
