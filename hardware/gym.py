@@ -11,8 +11,8 @@ import PIL.Image
 from gymnasium import spaces
 
 from r3l.config import UserError
-from r3l.images import fit
 from r3l.robot import CameraSpec, FloatArray, Image, Joint, Observation, Robot, RobotError, RobotSpec
+from r3l.run.images import fit
 from r3l.task import Task
 
 

@@ -13,10 +13,8 @@ import numpy as np
 import PIL.Image
 
 from r3l.config import UserError
-from r3l.images import fit
-from r3l.processes.pacing import Schedule
+from r3l.config.schema import Action
 from r3l.robot import (
-    Action,
     CameraSpec,
     FloatArray,
     Image,
@@ -26,13 +24,15 @@ from r3l.robot import (
     Robot,
     RobotError,
     RobotSpec,
+    Schedule,
     Trouble,
 )
+from r3l.run.images import fit
 
 DEGREE_RAD = math.pi / 180
 POSITION = ".pos"
 """What LeRobot puts behind a joint's name in observations and actions."""
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 """Readings or commands in a row that may fail before the robot pauses."""
 
 
@@ -127,7 +127,7 @@ class LeRobot(Robot):
     def troubles(self) -> tuple[Trouble, ...]:
         if not self._failures:
             return ()
-        action: Action = "pause" if self._failures >= MOST_FAILURES else "skip"
+        action: Action = "pause" if self._failures >= MAX_FAILURES else "skip"
         return (Trouble("lerobot", action, f"{_name(self._peer)} does not answer ({self._failure}); check its cables"),)
 
     def connect(self) -> None:
@@ -149,7 +149,7 @@ class LeRobot(Robot):
         if self._is_moving:
             self._schedule.wait_to_observe()
             self._is_moving = False
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             self._attempt(self._reopen)
         joint_rad = np.full(len(self._spec.joints), np.nan, np.float32)
         found = self._attempt(self._peer.get_observation)
@@ -165,7 +165,7 @@ class LeRobot(Robot):
             raise RobotError(f"command refused: {target}, expected {len(self._spec.joints)} finite values in rad")
         target = np.clip(target, self._spec.lower_rad, self._spec.upper_rad)
         self._schedule.wait_to_command()
-        if self._failures < MOST_FAILURES and self._holds():
+        if self._failures < MAX_FAILURES and self._holds():
             sent = self._attempt(lambda: self._peer.send_action(self._action(target)))
             if sent is not None:
                 where = self._joints(sent)

@@ -6,8 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from r3l.errors import UserError
-from r3l.processes.control import WORDS, ask
+from r3l.config.errors import UserError
+from r3l.training.control_socket import WORDS, ask
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     try:
         if is_training:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # while what learns is loaded, a second or two
-        from r3l.cli import main as run
+        from r3l.cli.main import main as run
     except KeyboardInterrupt:
         print("stopped before anything was started")
         return 0 if is_training else 130

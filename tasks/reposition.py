@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from r3l.robot import FloatArray, Truth
-from r3l.task import CameraPose, Rig, Scene, Task, Values, load_rig
+from r3l.robot import FloatArray, Rig, Truth, load_rig
+from r3l.task import CameraPose, Scene, Task, Values
 
 from .angles import wrap
 

@@ -14,14 +14,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from r3l.benchmark.night import SMALL, judge_of_noise
-from r3l.checks import ChecksConfig
-from r3l.config import Config, SupervisionConfig
-from r3l.experience import PHASES, ExperienceStore, Row
-from r3l.goals import save_goals
-from r3l.registry import load_robot, load_task
-from r3l.robot import SimulatedRobot
-from r3l.run import Run
+from benchmarks.night import SMALL, judge_of_noise
+from r3l.config.schema import ChecksConfig, Config, SupervisionConfig
+from r3l.robot.base import SimulatedRobot
+from r3l.run.directory import Run
+from r3l.run.experience import PHASES, ExperienceStore, Row
+from r3l.run.goals import save_goals
+from r3l.task.registry import load_robot, load_task
 
 torch.set_num_threads(1)
 os.environ.setdefault("MPLBACKEND", "Agg")

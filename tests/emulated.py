@@ -12,7 +12,7 @@ from r3l.hardware.dclaw.rig import IDS, ClawRig, default_rig
 from r3l.hardware.dclaw.robot import DClaw
 from r3l.hardware.dynamixel.emulator import Emulator
 from r3l.hardware.dynamixel.servo import Servo
-from r3l.robot import CameraSpec
+from r3l.robot.base import CameraSpec
 
 REST_RAD = (0.1, -0.3, 0.2) * 3
 """Where the servos rest at first."""

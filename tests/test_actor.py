@@ -13,19 +13,20 @@ import pytest
 import torch
 from conftest import RunMaker, tiny
 
-from r3l.actor import HOLD_STEPS, Actor, Phases
-from r3l.body import leaves_a_core, move
-from r3l.config import Config, PhasesConfig
-from r3l.env import RobotEnv
-from r3l.experience import PHASES, ExperienceStore, Row
+from r3l.config.models import SACConfig
+from r3l.config.schema import Config, PhasesConfig
 from r3l.hardware.fake import from_task
-from r3l.policy import NoEncoder, Policies
-from r3l.registry import load_robot, load_task
-from r3l.robot import FloatArray, Observation, Robot, RobotError, RobotSpec
-from r3l.sac import SACConfig, build_actor
-from r3l.safety import SafeRobot
+from r3l.models.policy import NoEncoder, Policies
+from r3l.models.sac import build_actor
+from r3l.robot.base import FloatArray, Observation, Robot, RobotError, RobotSpec
+from r3l.robot.env import HOLD_STEPS, RobotEnv
+from r3l.robot.safety import SafeRobot
+from r3l.robot.scripted_moves import leaves_a_core, move
+from r3l.run.experience import PHASES, ExperienceStore, Row
+from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
-from r3l.train import train
+from r3l.training.actor import Actor, Phases
+from r3l.training.sync import train
 
 JOINTS, WINDOW = 9, 2
 SETTINGS = PhasesConfig(
@@ -273,7 +274,7 @@ def test_torque_is_off_after_an_exception_in_the_loop(
     tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
     robot = Breaking(from_task(Valve()), at=at, after=after)
-    monkeypatch.setattr("r3l.train.robot_of", lambda run: robot)
+    monkeypatch.setattr("r3l.training.sync.robot_of", lambda run: robot)
     run = make_run(tmp_path / "run", tiny())
     with pytest.raises(RobotError, match=f"{at} failed"):
         train(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,11 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r3l.benchmark import judging, learning, peer, results
-from r3l.benchmark.figures import policy_figures
-from r3l.benchmark.record import Name, Record, Unattended, differences, load_record, unattended, world
-from r3l.config import Config, UserError, to_dict
-from r3l.jsonl import read_jsonl
+from benchmarks import judge as judging
+from benchmarks import learning, peer, results, variation
+from benchmarks.figures import policy_figures
+from benchmarks.record import Name, Record, Unattended, differences, load_record, unattended, world
+from r3l.config.convert import to_dict
+from r3l.config.errors import UserError
+from r3l.config.schema import Config
+from r3l.run.jsonl import read_jsonl
 from r3l.tasks.beads import BEADS, Beads
 from r3l.tasks.valve import Valve
 
@@ -120,12 +122,11 @@ def test_every_record_is_of_the_settings_and_the_world_that_its_command_means_no
 def test_the_pages_tables_of_worlds_that_vary_are_those_of_the_recorded_runs() -> None:
     root = Path(__file__).parent.parent
     found = json.loads((root / "benchmarks" / "variation.json").read_text())
-    script = runpy.run_path(str(root / "scripts" / "benchmark_variation.py"))
     for run in found["runs"]:
         for reached in run["worlds"].values():
             assert reached["success"] == pytest.approx(np.mean(reached["successes"]), abs=1e-6)
             assert len(reached["successes"]) == reached["episodes"] == 48
-    lines = script["table"](found["runs"], ["none", "strong"])
+    lines = variation.table(found["runs"], ["none", "strong"])
     assert lines == found["table"]
     for page in ("tasks.md", "lab-notes.md"):
         text = (root / "docs" / page).read_text()
@@ -248,7 +249,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valve_goals: Path) -> 
 
 @pytest.fixture(scope="module")
 def valve_goals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from r3l.cli import main
+    from r3l.cli.main import main
 
     folder = tmp_path_factory.mktemp("benchmark") / "valve"
     assert main(["goals", "valve", "--count", "24", "--out", str(folder)]) == 0
@@ -260,7 +261,7 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "r3l.benchmark.learning", *ARGUMENTS, "--steps", "2000"],
+        [sys.executable, "-m", "benchmarks.learning", *ARGUMENTS, "--steps", "2000"],
         stderr=subprocess.DEVNULL,
         cwd=here,
         start_new_session=True,
@@ -388,8 +389,7 @@ def test_the_page_and_the_readme_are_made_of_the_records(
 
 @pytest.mark.slow
 def test_the_speed_benchmark_times_every_part_of_the_default_preset(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "benchmark_speed.py"
-    command = [sys.executable, str(script), "--blocks", "1", "--out", str(tmp_path / "speed.json")]
+    command = [sys.executable, "-m", "benchmarks.speed", "--blocks", "1", "--out", str(tmp_path / "speed.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "speed.json").read_text())

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3l.benchmark.night import goal_images
-from r3l.goals import Goals, read_goals, save_goals
+from benchmarks.night import goal_images
 from r3l.hardware.camera.camera import Camera
 from r3l.hardware.camera.doctor import look_at_camera
 from r3l.hardware.camera.optics import Optics
 from r3l.hardware.camera.server import CameraServer
 from r3l.hardware.camera.settings import CameraSettings, problems
 from r3l.hardware.camera.stream import BEGIN, END, cut
-from r3l.robot import CameraSpec, RobotError
+from r3l.robot.base import CameraSpec, RobotError
+from r3l.run.goals import Goals, read_goals, save_goals
 
 SPEC = CameraSpec(32, 24)
 

@@ -16,20 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from r3l.checkpoint import (
-    LATEST,
+from r3l.run.checkpoint import LATEST, load_checkpoint, missing_keys, restore_newest, save_checkpoint
+from r3l.run.files import write_file
+from r3l.run.tensors import (
     CheckpointError,
     Tensors,
-    load_checkpoint,
     load_optimiser,
-    missing_keys,
     optimiser_tensors,
-    restore_newest,
-    save_checkpoint,
     save_tensors,
     under_prefix,
     with_prefix,
-    write_file,
 )
 
 FILES = ("tensors.safetensors", "meta.json", "manifest.json")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from r3l.classifier import Classifier, ClassifierConfig, mixup
+from r3l.config.models import ClassifierConfig
+from r3l.models.classifier import Classifier, mixup
 
 QUICK = ClassifierConfig(hidden=32, learning_rate=3e-3)
 

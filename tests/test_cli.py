@@ -18,14 +18,15 @@ import pytest
 import torch
 from conftest import RunMaker, tiny
 
-import r3l.cli
-import r3l.judge
-import r3l.settings
-from r3l.checkpoint import CheckpointError
-from r3l.cli import COMMANDS, main
-from r3l.config import PRESETS, VARIANTS, to_dict
-from r3l.judge import JudgeConfig
-from r3l.run import FORMAT_VERSION, Run
+import r3l.cli.main
+import r3l.cli.settings
+import r3l.models.judge
+from r3l.cli.main import COMMANDS, main
+from r3l.config.convert import to_dict
+from r3l.config.models import JudgeConfig
+from r3l.config.presets import PRESETS, VARIANTS
+from r3l.run.directory import FORMAT_VERSION, Run
+from r3l.run.tensors import CheckpointError
 
 RUN_COMMANDS = ("evaluate", "mark", "export", "report", "film", "status", "check", "pause", "resume", "relax", "stop")
 Captured = pytest.CaptureFixture[str]
@@ -49,7 +50,7 @@ QUICK = {
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts where nothing is, and leaves the process as it was."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(r3l.cli, "tune_process", lambda: None)
+    monkeypatch.setattr(r3l.cli.main, "tune_process", lambda: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -259,7 +260,7 @@ def test_an_error_of_several_lines_is_folded(capsys: Captured, monkeypatch: pyte
     def fail(arguments: object) -> None:
         raise CheckpointError("one\n  two")
 
-    monkeypatch.setattr(r3l.cli, "parse", fail)
+    monkeypatch.setattr(r3l.cli.main, "parse", fail)
     assert main(["tasks"]) == 2
     assert capsys.readouterr().err == "r3l: one   two\n"
 
@@ -272,7 +273,7 @@ def test_a_disk_that_fails_is_one_line(error: Exception, capsys: Captured, monke
     def fail(arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(r3l.cli, "parse", fail)
+    monkeypatch.setattr(r3l.cli.main, "parse", fail)
     assert main(["tasks"]) == 2
     assert capsys.readouterr().err == f"r3l: {error}; check the disk's free space and permissions, then go on\n"
 
@@ -281,7 +282,7 @@ def test_an_interrupt_is_one_line_and_130(capsys: Captured, monkeypatch: pytest.
     def interrupt(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(r3l.cli, "parse", interrupt)
+    monkeypatch.setattr(r3l.cli.main, "parse", interrupt)
     assert main(["tasks"]) == 130
     assert capsys.readouterr().err == "r3l: stopped; nothing acknowledged is lost\n"
 
@@ -325,17 +326,17 @@ def test_config_prints_what_config_takes(capsys: Captured, preset: str) -> None:
 
 def test_options_come_after_the_config_file_and_set() -> None:
     Path("own.json").write_text(json.dumps({"steps": 11, "seed": 5, "sac": {"batch_size": 9}}))
-    command = r3l.cli.parse(
+    command = r3l.cli.main.parse(
         ["train", "valve", "--config", "own.json", "--set", "sac.batch_size=10", "--set", "seed=6", "--seed", "7"]
     )
-    found = r3l.settings.resolve(command)
+    found = r3l.cli.settings.resolve(command)
     assert (found.steps, found.seed, found.sac.batch_size) == (11, 7, 10)
 
 
 def test_a_whole_run_from_goal_images_to_the_report(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.judge.fit", functools.partial(r3l.judge.fit, config=JudgeConfig(updates=20)))
+    monkeypatch.setattr("r3l.models.judge.fit", functools.partial(r3l.models.judge.fit, config=JudgeConfig(updates=20)))
     assert main(["goals", "valve", "--robot", "fake", "--count", "40"]) == 0
     assert "goal images for training and 8 held out are in goals/valve" in capsys.readouterr().out
     Path("quick.json").write_text(json.dumps(QUICK))

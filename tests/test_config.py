@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from r3l.config import PRESETS, RANGES, VARIANTS, Config, UserError, from_dict, nearest, to_dict
+from r3l.config.convert import from_dict, nearest, to_dict
+from r3l.config.errors import UserError
+from r3l.config.presets import PRESETS, VARIANTS
+from r3l.config.schema import RANGES, Config
 
 
 def variant_of(preset: str, variant: str | None) -> Config:
@@ -93,7 +96,7 @@ def test_a_value_of_the_wrong_type_names_its_key_and_what_is_expected(values: di
 
 
 def test_a_missing_key_is_named() -> None:
-    from r3l.task import Rig
+    from r3l.robot.rig import Rig
 
     with pytest.raises(UserError, match=r"config key 'rig\.control_hz' is missing"):
         from_dict(Rig, {}, "rig.")

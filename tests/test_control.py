@@ -19,10 +19,10 @@ from types import FrameType
 import pytest
 from conftest import tiny
 
-from r3l.config import UserError
-from r3l.processes import control
-from r3l.processes.control import CLIENTS, REQUEST_BYTES, TIMEOUT_S, WORDS, ControlServer, ask
-from r3l.run import Run
+from r3l.config.errors import UserError
+from r3l.run.directory import Run
+from r3l.training import control_socket as control
+from r3l.training.control_socket import CLIENTS, REQUEST_BYTES, TIMEOUT_S, WORDS, ControlServer, ask
 
 
 class Heard:

@@ -22,7 +22,7 @@ from r3l.hardware.dclaw.kinematics import Kinematics
 from r3l.hardware.dclaw.rig import IDS, default_rig, write_rig
 from r3l.hardware.dynamixel.control_table import XL330_M288, HardwareError
 from r3l.hardware.dynamixel.servo import Servo
-from r3l.robot import RobotError, Trouble
+from r3l.robot.base import RobotError, Trouble
 
 STEP_RAD = 0.125
 """Of the emulated rig: 2.5 rad/s at 20 Hz."""

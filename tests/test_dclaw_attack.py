@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import safety
 from r3l.hardware.dclaw.envelope import Envelope
 from r3l.hardware.dynamixel.bus import Bus
 from r3l.hardware.dynamixel.control_table import Register
-
-SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "benchmark_safety.py"))
 
 
 @pytest.mark.parametrize("actions", [2000, pytest.param(15_000, marks=pytest.mark.slow)])
 def test_nothing_outside_any_limit_reaches_a_register(actions: int, tmp_path: Path) -> None:
     out = tmp_path / "safety.json"
-    assert SCRIPT["main"](["--actions", str(actions), "--seed", "7", "--jobs", "1", "--out", str(out)]) == 0
+    assert safety.main(["--actions", str(actions), "--seed", "7", "--jobs", "1", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["violations"] == {}
     assert found["refused"] > 0.005 * actions
@@ -36,7 +34,7 @@ def limitless(
 
 def test_a_hand_without_limits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Envelope, "limit", limitless)
-    violations = SCRIPT["attack"](300, 0)["violations"]
+    violations = safety.attack(300, 0)["violations"]
     assert set(violations) >= {"pose"}, "SafeRobot keeps the steps and the joints' limits"
 
 
@@ -48,4 +46,4 @@ def test_a_goal_that_is_not_where_the_joint_is_is_found_out(monkeypatch: pytest.
         return found + (0.1 if register.name == "present_position" else 0.0)
 
     monkeypatch.setattr(Bus, "read", misread)
-    assert "lunge" in SCRIPT["attack"](50, 0)["violations"]
+    assert "lunge" in safety.attack(50, 0)["violations"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from r3l.hardware import twin
 from r3l.hardware.dclaw.envelope import Envelope
-from r3l.hardware.dclaw.guard import MOST_REBOOTS, MOST_SILENT, WITHIN_S, Guard, Health
+from r3l.hardware.dclaw.guard import MAX_REBOOTS, MAX_SILENT, WITHIN_S, Guard, Health
 from r3l.hardware.dclaw.kinematics import Box, Geometry, Kinematics, Workspace, segment_distance
 from r3l.hardware.dclaw.rig import default_rig
 from r3l.hardware.dynamixel.chain import Readings
@@ -175,7 +175,7 @@ def test_silence_is_told_once_it_lasts_and_keeps_what_was_warm() -> None:
     guard = Guard(Health(), RIG.drives)
     assert guard.judge(readings(temperature_c=62.0))
     silent = readings(joint_rad=np.nan, temperature_c=np.nan, voltage_v=np.nan)
-    names = [[each.name for each in guard.judge(silent)] for _ in range(MOST_SILENT)]
+    names = [[each.name for each in guard.judge(silent)] for _ in range(MAX_SILENT)]
     assert names[0] == ["warm-finger1_swing"], "nobody knows that it is cool"
     assert names[-1] == ["warm-finger1_swing", "silent-finger1_swing"]
     assert guard.judge(readings(temperature_c=49.0)) == []
@@ -183,15 +183,15 @@ def test_silence_is_told_once_it_lasts_and_keeps_what_was_warm() -> None:
 
 def test_what_is_done_for_a_servo_is_counted_and_forgotten_in_time() -> None:
     guard = Guard(Health(), RIG.drives)
-    for number in range(MOST_REBOOTS):
-        assert not guard.is_too_often("reboot", 20, MOST_REBOOTS, 10.0 * number)
-    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, 40.0)
-    assert not guard.is_too_often("restore", 20, MOST_REBOOTS, 40.0)
-    assert not guard.is_too_often("reboot", 21, MOST_REBOOTS, 40.0)
+    for number in range(MAX_REBOOTS):
+        assert not guard.is_too_often("reboot", 20, MAX_REBOOTS, 10.0 * number)
+    assert guard.is_too_often("reboot", 20, MAX_REBOOTS, 40.0)
+    assert not guard.is_too_often("restore", 20, MAX_REBOOTS, 40.0)
+    assert not guard.is_too_often("reboot", 21, MAX_REBOOTS, 40.0)
     guard.begin_anew()
-    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, 41.0), "a new connection knows it too"
-    assert not guard.is_too_often("reboot", 20, MOST_REBOOTS, WITHIN_S + 5.0)
-    assert guard.is_too_often("reboot", 20, MOST_REBOOTS, WITHIN_S + 6.0)
+    assert guard.is_too_often("reboot", 20, MAX_REBOOTS, 41.0), "a new connection knows it too"
+    assert not guard.is_too_often("reboot", 20, MAX_REBOOTS, WITHIN_S + 5.0)
+    assert guard.is_too_often("reboot", 20, MAX_REBOOTS, WITHIN_S + 6.0)
 
 
 def test_a_latch_outlives_good_readings() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from emulated import REST_RAD, EmulatedClaw
 
-from r3l.cli import main
-from r3l.config import UserError
+from r3l.cli.main import main
+from r3l.config.errors import UserError
 from r3l.hardware.dclaw.calibrate import calibrate
 from r3l.hardware.dclaw.doctor import Line, examine
 from r3l.hardware.dclaw.rig import IDS, NAMES, ClawRig, default_rig, problems, read_rig, to_toml, write_rig
@@ -266,7 +266,9 @@ SIGNALS = [
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_wiggle_that_is_broken_off_leaves_no_torque(claw: EmulatedClaw, rig_file: Path, number: int) -> None:
-    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from r3l.cli import main"
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from r3l.cli.main import main"
+    )
     command = [sys.executable, "-c", f"{script}; sys.exit(main())", "doctor", str(rig_file), "--wiggle"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until_s = time.monotonic() + 60

@@ -15,12 +15,12 @@ import pytest
 from conftest import RunMaker, tiny
 from emulated import EmulatedClaw
 
-from r3l.benchmark.night import QUICK, SMALL, Night
-from r3l.checks import Check, ChecksConfig
+from benchmarks.night import QUICK, SMALL, Night
+from r3l.config.schema import Check, ChecksConfig
 from r3l.hardware.dclaw.rig import write_rig
 from r3l.hardware.dynamixel.control_table import HardwareError
-from r3l.processes.board import State
-from r3l.train import train
+from r3l.training.shared_status import State
+from r3l.training.sync import train
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_when_all_die_at_once_the_service_relaxes(night: Night, claw: EmulatedCl
     time.sleep(claw.rig.bus.watchdog_s + 0.3)
     assert claw.has_torque == {True}, "servos hold, under their cap"
     assert {servo.counts("bus_watchdog") for servo in claw.servos.values()} == {-1}, "and do not move"
-    command = [sys.executable, "-m", "r3l.processes.child", "relax", str(night.run.folder)]
+    command = [sys.executable, "-m", "r3l.training.worker", "relax", str(night.run.folder)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert claw.has_torque == {False}

@@ -22,14 +22,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from r3l.experience import ExperienceStore, Row
-from r3l.processes.writer import StoreWriter
-from r3l.robot import FloatArray, Image
+from r3l.robot.base import FloatArray, Image
+from r3l.run.experience import ExperienceStore, Row
+from r3l.training.store_writer import StoreWriter
 
 SHAPE = (64, 64, 3)
 ACKNOWLEDGEMENT = struct.Struct("=Qd")
 """Sequence number, and when on CLOCK_MONOTONIC."""
-MOST_WAITING = 20
+MAX_WAITING = 20
 ENTRY = struct.Struct("=ddqqii")
 WRITE, TRUNCATE, SYNC, UNLINK = 1, 2, 3, 4
 SECTOR = 512
@@ -53,7 +53,7 @@ def write(path: Path, rate_hz: float, duration_s: float) -> None:
     before, segment = writer.last()
     begun_s, step = time.monotonic(), 0
     while time.monotonic() - begun_s < duration_s:
-        if writer.unwritten > MOST_WAITING or (rate_hz and time.monotonic() - begun_s < step / rate_hz):
+        if writer.unwritten > MAX_WAITING or (rate_hz and time.monotonic() - begun_s < step / rate_hz):
             time.sleep(0.001)
             continue
         image, vector = content(before + step + 1)

@@ -16,7 +16,7 @@ from dynamixel_sdk import GroupBulkRead, GroupSyncRead, GroupSyncWrite, PacketHa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3l import cli
+from r3l.cli import main as cli
 from r3l.hardware.dynamixel import protocol
 from r3l.hardware.dynamixel.bus import Bus
 from r3l.hardware.dynamixel.control_table import MODELS, XL330_M288, XM430_W210, XM430_W350, Model, Register

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from r3l.hardware.dynamixel import protocol
-from r3l.hardware.dynamixel.protocol import BROADCAST_ID, HEADER, MOST_ID, Decoder, Instruction, Packet, encode
+from r3l.hardware.dynamixel.protocol import BROADCAST_ID, HEADER, MAX_ID, Decoder, Instruction, Packet, encode
 
 PRINTED = {
     "ping": (protocol.ping(1), "FF FF FD 00 01 03 00 01 19 4E"),
@@ -47,7 +47,7 @@ PRINTED = {
 
 PACKETS = st.builds(
     Packet,
-    st.integers(0, MOST_ID) | st.just(BROADCAST_ID),
+    st.integers(0, MAX_ID) | st.just(BROADCAST_ID),
     st.sampled_from(Instruction).map(int),
     st.binary(max_size=40) | st.lists(st.sampled_from([0xFF, 0xFD, 0x00]), max_size=40).map(bytes),
 )

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from r3l import __main__, cli
-from r3l.benchmark.night import HZ, QUICK, SMALL, Night
-from r3l.processes.board import Board, State, Wanted
-from r3l.processes.supervisor import is_child
-from r3l.progress import Unblocked
-from r3l.run import Run
+from benchmarks.night import HZ, QUICK, SMALL, Night
+from r3l import __main__
+from r3l.cli import main as cli
+from r3l.run.directory import Run
+from r3l.run.progress import Unblocked
+from r3l.training.shared_status import SharedStatus, State, Wanted
+from r3l.training.supervisor import is_child
 
 HOURS_PER_S = 1 / 3600
 
@@ -218,7 +219,7 @@ def test_nothing_of_a_run_is_changed_before_it_is_locked(
         holders.append(run.holder())
         return "done"
 
-    monkeypatch.setattr("r3l.launch.supervise", supervise)
+    monkeypatch.setattr("r3l.cli.train.supervise", supervise)
     command = ["train", "--resume", str(night.run.folder), "--hours", "1", "--goals", str(night.run.goals)]
     assert cli.main(command) == 0, capsys.readouterr().err
     assert holders == [os.getpid()] * 4
@@ -228,7 +229,7 @@ def test_nothing_of_a_run_is_changed_before_it_is_locked(
 def test_a_child_is_known_by_any_spelling_of_its_run(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "one", SMALL)
     other = Run.create(tmp_path / "runs" / "other", SMALL)
-    code = [sys.executable, "-c", "import time; time.sleep(60)", "r3l.processes.child", "actor"]
+    code = [sys.executable, "-c", "import time; time.sleep(60)", "r3l.training.worker", "actor"]
     (tmp_path / "link").symlink_to(run.folder)
     for spelling in ("runs/one", "link", f"{run.folder}/", "runs/other/../one"):
         with subprocess.Popen([*code, spelling], cwd=tmp_path) as process:
@@ -245,11 +246,11 @@ def test_a_child_is_known_by_any_spelling_of_its_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", list(Wanted))
 def test_what_people_wanted_is_on_the_old_board(tmp_path: Path, wanted: Wanted) -> None:
     path = tmp_path / "board"
-    assert Board.left_wanted(path) is Wanted.RUN
-    Board.create(path)["wanted"] = wanted
-    assert Board.left_wanted(path) is (wanted if wanted in (Wanted.PAUSE, Wanted.RELAX) else Wanted.RUN)
-    Board(path)["wanted"] = float("inf")
-    assert Board.left_wanted(path) is Wanted.RUN
+    assert SharedStatus.left_wanted(path) is Wanted.RUN
+    SharedStatus.create(path)["wanted"] = wanted
+    assert SharedStatus.left_wanted(path) is (wanted if wanted in (Wanted.PAUSE, Wanted.RELAX) else Wanted.RUN)
+    SharedStatus(path)["wanted"] = float("inf")
+    assert SharedStatus.left_wanted(path) is Wanted.RUN
 
 
 def test_output_that_nobody_takes_holds_nobody_up() -> None:
@@ -275,7 +276,7 @@ def test_a_signal_while_what_learns_is_loaded_is_no_traceback(
         def __getattr__(self, name: str) -> Any:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "r3l.cli", Loading("r3l.cli"))
+    monkeypatch.setitem(sys.modules, "r3l.cli.main", Loading("r3l.cli.main"))
     monkeypatch.setattr(sys, "argv", ["r3l", word, "x"])
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -11,11 +11,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import r3l
-from r3l.config import UserError
-from r3l.env import RobotEnv, make
-from r3l.resets import ResetsEnv
-from r3l.resets import make as make_resets
-from r3l.robot import FloatArray, Robot, RobotError, SimulatedRobot
+from r3l.config.errors import UserError
+from r3l.evaluation.resets_env import ResetsEnv
+from r3l.evaluation.resets_env import make as make_resets
+from r3l.robot.base import FloatArray, Robot, RobotError, SimulatedRobot
+from r3l.robot.env import RobotEnv
+from r3l.task.registry import make
 from r3l.tasks.valve import GOAL_RAD
 
 NAMES = ("r3l/Valve-v0", "r3l/Valve-Resets-v0")
@@ -240,6 +241,6 @@ def test_only_a_simulated_robot_can_be_reset(monkeypatch: pytest.MonkeyPatch) ->
     class Real:
         """Stands for a robot that nobody can place."""
 
-    monkeypatch.setattr("r3l.resets.load_robot", lambda *arguments, **named: Real())
+    monkeypatch.setattr("r3l.evaluation.resets_env.load_robot", lambda *arguments, **named: Real())
     with pytest.raises(UserError, match="is not simulated"):
         make_resets("valve", "real")

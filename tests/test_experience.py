@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from conftest import make_row
 
-from r3l.experience import MOST_NUMBERS, SCHEMA, SCHEMA_VERSION, TALLY_EVERY, ExperienceStore, Row, StoreError
+from r3l.run.experience import MAX_NUMBERS, SCHEMA, SCHEMA_VERSION, TALLY_EVERY, ExperienceStore, Row, StoreError
 
 SHAPE = (8, 8, 3)
 WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from r3l.experience import ExperienceStore, Row
+from r3l.run.experience import ExperienceStore, Row
 
 store = ExperienceStore(Path(sys.argv[1]), (8, 8, 3))
 while True:
@@ -35,7 +35,7 @@ while True:
 GUARDED = """
 import resource, sys
 from pathlib import Path
-from r3l.experience import ExperienceStore, StoreError
+from r3l.run.experience import ExperienceStore, StoreError
 
 store = ExperienceStore(Path(sys.argv[1]), (8, 8, 3), readonly=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -254,7 +254,7 @@ def refusal(path: Path, *, readonly: bool = True) -> str:
         "requested = zeroblob(8), applied = zeroblob(8), proprioception = zeroblob(8)",
         "applied = 'text'",
         "diagnostic = zeroblob(2)",
-        f"diagnostic = zeroblob({4 * MOST_NUMBERS + 4})",
+        f"diagnostic = zeroblob({4 * MAX_NUMBERS + 4})",
         "segment = 'first'",
         "segment = -1",
         "step = 1.5",
@@ -370,7 +370,7 @@ def test_a_slow_consumer_keeps_no_transaction_open(path: Path, store: Experience
 def test_rows_of_a_large_store_come_in_order_though_they_are_read_in_parts(
     store: ExperienceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.experience.READ_BYTES", 5 * 192)
+    monkeypatch.setattr("r3l.run.experience.READ_BYTES", 5 * 192)
     for number in range(23):
         store.append(make_row(number))
     assert [row.sequence for row in store.rows()] == list(range(1, 24))
@@ -390,7 +390,7 @@ def counted(store: ExperienceStore) -> None:
 def test_counts_are_exact_with_and_without_a_kept_tally_and_whatever_was_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    monkeypatch.setattr("r3l.experience.TALLY_EVERY", 7)
+    monkeypatch.setattr("r3l.run.experience.TALLY_EVERY", 7)
     store = ExperienceStore(path, SHAPE)
     counted(store)
     for number in range(24):
@@ -449,6 +449,6 @@ def test_appending_syncs_what_came_half_a_second_before(
 
 def test_a_row_with_more_numbers_than_readers_take_is_refused(store: ExperienceStore) -> None:
     with pytest.raises(ValueError, match="at most"):
-        store.append(make_row(diagnostics=MOST_NUMBERS + 1))
-    store.append(make_row(diagnostics=MOST_NUMBERS))
-    assert len(next(store.rows()).diagnostic) == MOST_NUMBERS
+        store.append(make_row(diagnostics=MAX_NUMBERS + 1))
+    store.append(make_row(diagnostics=MAX_NUMBERS))
+    assert len(next(store.rows()).diagnostic) == MAX_NUMBERS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r3l.benchmark.faults import FAULTS, Fault, Seen, main, run_one, table
+from benchmarks.faults import FAULTS, Fault, Seen, main, run_one, table
 
 
 def test_the_table_says_what_was_not_as_expected(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,12 @@ import PIL.ImageSequence
 import pytest
 from conftest import RunMaker, tiny
 
-from r3l.cli import main
-from r3l.film import CAPTION, MOST_BYTES, PAUSE_FRAMES, SIDE, captions, compose, encode, with_pauses
+from r3l.cli.main import main
+from r3l.evaluation.film import CAPTION, MAX_BYTES, PAUSE_FRAMES, SIDE, captions, compose, encode, with_pauses
 from r3l.hardware.twin import from_task
-from r3l.run import Run
+from r3l.run.directory import Run
 from r3l.tasks.valve import Valve
-from r3l.train import train
+from r3l.training.sync import train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_run: RunMaker) -> Run:
 def test_a_film_shows_before_during_and_after_side_by_side(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "film.webp"
     assert main(["film", str(run.folder), "--out", str(out), "--starts", "2"]) == 0
-    assert out.stat().st_size < MOST_BYTES
+    assert out.stat().st_size < MAX_BYTES
     with PIL.Image.open(out) as film:
         assert film.format == "WEBP"
         assert film.size == (3 * SIDE, SIDE + CAPTION)
@@ -59,7 +59,7 @@ def test_titles_pauses_and_columns() -> None:
 def test_noise_that_does_not_compress_is_kept_small_by_its_quality() -> None:
     rng = np.random.default_rng(0)
     frames = [PIL.Image.fromarray(rng.integers(0, 256, (300, 300, 3), np.uint8)) for _ in range(30)]
-    assert len(encode(frames, 0.1)) < MOST_BYTES
+    assert len(encode(frames, 0.1)) < MAX_BYTES
 
 
 def test_the_twins_view_for_people_is_not_what_the_robot_sees() -> None:

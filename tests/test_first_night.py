@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from emulated import EmulatedClaw
 
-from r3l.cli import main
+from r3l.cli.main import main
 
 PAGE = (Path(__file__).parent.parent / "docs" / "first-night.md").read_text()
 BLOCKS = re.findall(r"```sh[^\n]*\n(.*?)```", PAGE, re.DOTALL)
@@ -50,7 +50,7 @@ def test_every_command_of_the_page_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.toml").write_text(SHORT)
     claw = EmulatedClaw()
-    monkeypatch.setattr("r3l.cli.until_enter", lambda text: iter(()))
+    monkeypatch.setattr("r3l.cli.devices.until_enter", lambda text: iter(()))
     shown: dict[str, str] = {}
     try:
         for line in COMMANDS:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r3l import goals
-from r3l.config import UserError
-from r3l.goals import collect_on_twin, load_goals, read_folder, save_goals, split, variety_warnings
+from r3l.cli.goal_collection import collect_on_twin
+from r3l.config.errors import UserError
 from r3l.hardware.twin import from_task
-from r3l.robot import CameraSpec
+from r3l.robot.base import CameraSpec
+from r3l.run import goals
+from r3l.run.goals import load_goals, read_folder, save_goals, split, variety_warnings
 from r3l.tasks.valve import Valve
 
 CAMERA = CameraSpec(width=24, height=16)

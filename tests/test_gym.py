@@ -10,9 +10,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from r3l.config import UserError
+from r3l.config.errors import UserError
 from r3l.hardware.gym import GymRobot
-from r3l.robot import CameraSpec
+from r3l.robot.base import CameraSpec
 
 CONTINUOUS = ("Pendulum-v1", "MountainCarContinuous-v0")
 

@@ -19,14 +19,18 @@ import torch
 from conftest import TINY, RunMaker
 from safetensors.torch import save, save_file
 
-from r3l.checkpoint import LATEST, CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint, write_file
-from r3l.config import UserError, to_dict
-from r3l.goals import copy_goals, load_goals, save_goals
-from r3l.jsonl import read_jsonl
-from r3l.judge import Judge
-from r3l.processes import weights
-from r3l.robot import CameraSpec
-from r3l.run import Run, read_config
+from r3l.cli.settings import read_config
+from r3l.config.convert import to_dict
+from r3l.config.errors import UserError
+from r3l.models.judge import Judge
+from r3l.robot.base import CameraSpec
+from r3l.run import weights
+from r3l.run.checkpoint import LATEST, load_checkpoint, read_checkpoint, save_checkpoint
+from r3l.run.directory import Run
+from r3l.run.files import write_file
+from r3l.run.goals import copy_goals, load_goals, save_goals
+from r3l.run.jsonl import read_jsonl
+from r3l.run.tensors import CheckpointError
 
 GIB = 1 << 30
 CAMERA = CameraSpec(width=64, height=64)

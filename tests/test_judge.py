@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from r3l.checkpoint import CheckpointError
-from r3l.judge import Examples, Judge, JudgeConfig, calibrate, fit
-from r3l.networks import channels_first
+from r3l.config.models import JudgeConfig
+from r3l.models.judge import Examples, Judge, calibrate, fit
+from r3l.models.networks import channels_first
+from r3l.run.tensors import CheckpointError
 
 CONFIG = JudgeConfig(updates=160, batch_size=16)
 

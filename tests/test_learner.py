@@ -16,14 +16,16 @@ import torch
 from conftest import TINY, RunMaker, make_row, stored, tiny
 from torch import Tensor
 
-from r3l.checkpoint import CheckpointError, Tensors, load_checkpoint
-from r3l.config import VARIANTS, Config
-from r3l.experience import ExperienceStore
-from r3l.learner import AGENTS, Learner
-from r3l.robot import CameraSpec, Joint, RobotSpec
-from r3l.run import Run
-from r3l.sac import Batch
-from r3l.train import train
+from r3l.config.presets import VARIANTS
+from r3l.config.schema import Config
+from r3l.learner.learner import AGENTS, Learner
+from r3l.models.sac import Batch
+from r3l.robot.base import CameraSpec, Joint, RobotSpec
+from r3l.run.checkpoint import load_checkpoint
+from r3l.run.directory import Run
+from r3l.run.experience import ExperienceStore
+from r3l.run.tensors import CheckpointError, Tensors
+from r3l.training.sync import train
 
 ACTIONS, SIDE, DISCOUNT = 3, 32, 0.5
 SPEC = RobotSpec(tuple(Joint(f"joint{n}", -1.0, 1.0) for n in range(ACTIONS)), 10.0, CameraSpec(SIDE, SIDE), ("d",))
@@ -429,7 +431,7 @@ import sys
 from pathlib import Path
 import torch
 from r3l.run import Run
-from r3l.train import train
+from r3l.training.sync import train
 torch.set_num_threads(1)
 torch.manual_seed(1234)
 for folder in sys.argv[2:]:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r3l.config import VARIANTS, Config
-from r3l.goals import collect_on_twin, save_goals, split
-from r3l.jsonl import read_jsonl
-from r3l.registry import load_robot, load_task
-from r3l.robot import SimulatedRobot
-from r3l.run import Run
-from r3l.train import train
+from r3l.cli.goal_collection import collect_on_twin
+from r3l.config.presets import VARIANTS
+from r3l.config.schema import Config
+from r3l.robot.base import SimulatedRobot
+from r3l.run.directory import Run
+from r3l.run.goals import save_goals, split
+from r3l.run.jsonl import read_jsonl
+from r3l.task.registry import load_robot, load_task
+from r3l.training.sync import train
 
 pytestmark = pytest.mark.slow
 

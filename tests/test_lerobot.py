@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from peer_arm import PeerArm
 
-from r3l.config import UserError
-from r3l.hardware.lerobot import MOST_FAILURES, LeRobot
-from r3l.robot import CameraSpec, Robot, RobotError
+from r3l.config.errors import UserError
+from r3l.hardware.lerobot import MAX_FAILURES, LeRobot
+from r3l.robot.base import CameraSpec, Robot, RobotError
 
 LIMITS = PeerArm.LIMITS
 
@@ -76,7 +76,7 @@ def test_what_fails_once_is_left_out_and_what_fails_on_pauses_until_it_answers()
         assert np.isnan(seen.joint_rad).all()
         assert [(each.name, each.action) for each in robot.troubles] == [("lerobot", "skip")]
         assert "There is no status packet!" in robot.troubles[0].message
-        for _ in range(MOST_FAILURES):
+        for _ in range(MAX_FAILURES):
             robot.observe()
         assert robot.troubles[0].action == "pause"
         goals = dict(arm.goals)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from r3l.networks import ConvNet, EnsembleMLP, mlp
+from r3l.models.networks import ConvNet, EnsembleMLP, mlp
 
 
 def test_an_mlp_has_an_activation_between_its_layers_and_none_at_the_end() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from r3l.cli import main
+from r3l.cli.main import main
 from r3l.hardware.twin import from_task
-from r3l.jsonl import read_jsonl
-from r3l.registry import load_task
+from r3l.run.jsonl import read_jsonl
+from r3l.task.registry import load_task
 
 PAGE = (Path(__file__).parent.parent / "docs" / "new-task.md").read_text()
 FILES = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.DOTALL))

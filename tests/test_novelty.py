@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from r3l.novelty import Novelty, NoveltyConfig, RunningMoments
+from r3l.config.models import NoveltyConfig
+from r3l.models.novelty import Novelty, RunningMoments
 
 QUICK = NoveltyConfig(hidden=64, embedding=32, learning_rate=1e-3)
 

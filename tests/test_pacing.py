@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from r3l.hardware.fake import Fake
-from r3l.processes.pacing import ON_TIME_S, THINK_SHARE, RealTime, Schedule
-from r3l.robot import Joint, Observation
+from r3l.robot.base import Joint, Observation
+from r3l.robot.pacing import ON_TIME_S, THINK_SHARE, RealTime, Schedule
 
 JOINTS = (Joint("a", -1.0, 1.0), Joint("b", -1.0, 1.0))
 TARGET = np.array([0.5, -0.5], np.float32)

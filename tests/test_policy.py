@@ -9,14 +9,16 @@ import torch
 from conftest import make_row
 from torch import Tensor
 
-from r3l.checkpoint import CheckpointError, Tensors, with_prefix
-from r3l.config import VARIANTS, Config
-from r3l.experience import Row
-from r3l.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies, load_policies
-from r3l.replay import Replay
-from r3l.robot import CameraSpec, Joint, RobotSpec
-from r3l.sac import LOG_STD_MAX, LOG_STD_MIN, Actor, SACConfig, build_actor
-from r3l.vae import VAE, VAEConfig
+from r3l.config.models import SACConfig, VAEConfig
+from r3l.config.presets import VARIANTS
+from r3l.config.schema import Config
+from r3l.learner.replay import Replay
+from r3l.models.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies, load_policies
+from r3l.models.sac import LOG_STD_MAX, LOG_STD_MIN, Actor, build_actor
+from r3l.models.vae import VAE
+from r3l.robot.base import CameraSpec, Joint, RobotSpec
+from r3l.run.experience import Row
+from r3l.run.tensors import CheckpointError, Tensors, with_prefix
 
 CPU = torch.device("cpu")
 WINDOW, ACTIONS, SIDE = 3, 3, 16

@@ -15,15 +15,17 @@ from conftest import TINY, tiny
 from numpy.typing import NDArray
 from torch import Tensor
 
-from r3l import preflight
-from r3l.config import MANY, VARIANTS, Config, UserError
-from r3l.goals import Goals, load_goals
-from r3l.learner import Learner
-from r3l.preflight import Preflight, available_memory, require, separability
-from r3l.registry import load_robot, load_task
-from r3l.robot import SimulatedRobot
-from r3l.task import Task
+from r3l.config.errors import UserError
+from r3l.config.presets import VARIANTS
+from r3l.config.schema import MANY, Config
+from r3l.learner.learner import Learner
+from r3l.robot.base import SimulatedRobot
+from r3l.run.goals import Goals, load_goals
+from r3l.task.base import Task
+from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
+from r3l.training import preflight
+from r3l.training.preflight import Preflight, available_memory, require, separability
 
 GIB = 1 << 30
 

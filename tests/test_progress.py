@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from r3l.progress import progress_bar
+from r3l.run.progress import progress_bar
 
 
 class Stream(io.StringIO):

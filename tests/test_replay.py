@@ -7,8 +7,8 @@ from conftest import make_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3l.experience import PHASES, Row
-from r3l.replay import Replay, Sampled
+from r3l.learner.replay import Replay, Sampled
+from r3l.run.experience import PHASES, Row
 
 Segment = tuple[int, str]
 """Number of rows and the phase of their actions."""

@@ -14,25 +14,23 @@ import numpy as np
 import pytest
 from conftest import make_row
 
-from r3l.checkpoint import LATEST
-from r3l.classifier import ClassifierConfig
-from r3l.config import VARIANTS, Config, HealthConfig, PhasesConfig
-from r3l.evaluate import evaluate_run
-from r3l.experience import ExperienceStore
-from r3l.goals import save_goals
-from r3l.novelty import NoveltyConfig
-from r3l.registry import load_robot, load_task, robot_of
-from r3l.report.appraisal import readability
-from r3l.report.document import SECTIONS, write_report
-from r3l.report.exhibits import choose_films
-from r3l.report.facts import duration, read_facts, total_count
-from r3l.report.visited import ObjectAxis, circular_goal, coverage, entropy, read_visited, wrap
-from r3l.robot import SimulatedRobot
-from r3l.run import Run
-from r3l.sac import SACConfig
-from r3l.train import train
-from r3l.truth import TruthRecorder
-from r3l.vae import VAEConfig
+from r3l.config.models import ClassifierConfig, NoveltyConfig, SACConfig, VAEConfig
+from r3l.config.presets import VARIANTS
+from r3l.config.schema import Config, HealthConfig, PhasesConfig
+from r3l.evaluation.evaluator import evaluate_run
+from r3l.evaluation.report.document import SECTIONS, write_report
+from r3l.evaluation.report.model_probes import readability
+from r3l.evaluation.report.sections import choose_films
+from r3l.evaluation.report.summary import duration, read_summary, total_count
+from r3l.evaluation.report.visits import ObjectAxis, circular_goal, coverage, entropy, read_visits, wrap
+from r3l.robot.base import SimulatedRobot
+from r3l.run.checkpoint import LATEST
+from r3l.run.directory import Run
+from r3l.run.experience import ExperienceStore
+from r3l.run.goals import save_goals
+from r3l.run.truth import TruthRecorder
+from r3l.task.registry import load_robot, load_task, robot_of
+from r3l.training.sync import train
 
 TINY = Config(
     robot="fake",
@@ -267,7 +265,7 @@ def test_truth_goes_to_the_later_row_where_the_clock_ran_twice(tmp_path: Path) -
         recorder.record(float(time), {"angle_rad": angle, "error": angle})
     store.close()
     recorder.close()
-    found = read_visited(tmp_path / "e.sqlite", tmp_path / "t.sqlite").truth["angle_rad"]
+    found = read_visits(tmp_path / "e.sqlite", tmp_path / "t.sqlite").truth["angle_rad"]
     np.testing.assert_array_equal(found, [0.1, math.nan, math.nan, 0.4, 0.5])
 
 
@@ -320,6 +318,6 @@ def test_wall_time_leaves_out_the_pause_between_two_starts(tmp_path: Path) -> No
     events = [("start", "00:00:00"), ("stop", "00:10:00"), ("start", "09:00:00"), ("end", "09:05:00")]
     lines = [json.dumps({"time": f"2026-01-01T{at}+0000", "kind": kind, "message": ""}) for kind, at in events]
     run.events.write_text("\n".join(lines))
-    wall = read_facts(run).wall_s()
+    wall = read_summary(run).wall_s()
     assert wall is not None
     assert duration(wall) == "15 min"

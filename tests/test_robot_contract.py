@@ -14,9 +14,9 @@ from peer_arm import PeerArm
 from r3l.hardware import fake, gym, twin
 from r3l.hardware.dclaw import emulated
 from r3l.hardware.lerobot import LeRobot
-from r3l.registry import load_robot, load_task
-from r3l.robot import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
-from r3l.safety import SafeRobot
+from r3l.robot.base import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
+from r3l.robot.safety import SafeRobot
+from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
 
 Factory = Callable[[], Robot]

@@ -14,14 +14,16 @@ import pytest
 import torch
 from conftest import TINY
 
-from r3l.checkpoint import CheckpointError, save_tensors
-from r3l.config import Config, UserError
-from r3l.run import FORMAT_VERSION, Run, free_name, read_config
+from r3l.cli.settings import read_config
+from r3l.config.errors import UserError
+from r3l.config.schema import Config
+from r3l.run.directory import FORMAT_VERSION, Run, free_name
+from r3l.run.tensors import CheckpointError, save_tensors
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from r3l.run import Run
+from r3l.run.directory import Run
 with Run.open(Path(sys.argv[1])).lock():
     print("locked", flush=True)
     time.sleep(600)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from r3l.sac import SAC, Batch, SACConfig, build_actor, soft_target, squashed_log_probability
+from r3l.config.models import SACConfig
+from r3l.models.sac import SAC, Batch, build_actor, soft_target, squashed_log_probability
 
 SMALL = SACConfig(hidden=(32, 32), batch_size=64)
 FEATURES, ACTIONS = 5, 2

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from r3l.robot import CameraSpec, FloatArray, Joint, Observation, Robot, RobotError, RobotSpec
-from r3l.safety import SafeRobot
+from r3l.robot.base import CameraSpec, FloatArray, Joint, Observation, Robot, RobotError, RobotSpec
+from r3l.robot.safety import SafeRobot
 
 WIDE = tuple(Joint(f"joint{index}", -2.0, 2.0) for index in range(3))
 NARROW = tuple(Joint(f"joint{index}", -0.5, 1.0) for index in range(3))

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r3l.cli import main
-from r3l.config import UserError
+from r3l.cli.main import main
+from r3l.config.errors import UserError
 from r3l.hardware import twin
 from r3l.hardware.dclaw import emulated
 from r3l.hardware.dclaw.emulated import EmulatedClaw
 from r3l.hardware.dclaw.rig import default_rig, write_rig
-from r3l.robot import FloatArray, RobotError, SimulatedRobot
-from r3l.run import Run
+from r3l.robot.base import FloatArray, RobotError, SimulatedRobot
+from r3l.run.directory import Run
 from r3l.tasks.valve import Valve
 
 TASK = Valve()

@@ -21,31 +21,32 @@ from typing import Any
 import pytest
 from conftest import RunMaker, make_row, tiny
 
-from r3l.config import MANY, Config, PhasesConfig, UserError
-from r3l.experience import SCHEMA, SCHEMA_VERSION, ExperienceStore
-from r3l.jsonl import append_jsonl
-from r3l.processes import status
-from r3l.processes.board import MAGIC, SLOTS, Board, State
-from r3l.processes.look import look
-from r3l.processes.status import collect, describe, show
-from r3l.processes.status_page import render
-from r3l.run import Run
-from r3l.train import train
+from r3l.cli import status
+from r3l.cli.status import collect, describe, show
+from r3l.cli.status_page import render
+from r3l.cli.status_view import look
+from r3l.config.errors import UserError
+from r3l.config.schema import MANY, Config, PhasesConfig
+from r3l.run.directory import Run
+from r3l.run.experience import SCHEMA, SCHEMA_VERSION, ExperienceStore
+from r3l.run.jsonl import append_jsonl
+from r3l.training.shared_status import MAGIC, SLOTS, SharedStatus, State
+from r3l.training.sync import train
 
 GIB = 1 << 30
 NIGHT = Config(robot="fake", steps=360_000, real_time=True, phases=PhasesConfig(exploration_steps=20))
 
 
 @contextmanager
-def running(run: Run, **slots: float) -> Iterator[Board]:
+def running(run: Run, **slots: float) -> Iterator[SharedStatus]:
     """Be the supervisor of a run that acts."""
     with run.lock():
-        board = Board.create(run.board)
-        board["supervisor.pid"] = os.getpid()
-        board["actor.state"], board["learner.state"] = State.ACTING, State.LEARNING
+        shared = SharedStatus.create(run.shared)
+        shared["supervisor.pid"] = os.getpid()
+        shared["actor.state"], shared["learner.state"] = State.ACTING, State.LEARNING
         for slot, value in slots.items():
-            board[slot.replace("__", ".")] = value
-        yield board
+            shared[slot.replace("__", ".")] = value
+        yield shared
 
 
 @pytest.fixture
@@ -135,8 +136,8 @@ def test_a_dead_supervisor_is_not_running_whatever_the_board_says(run: Run) -> N
     with subprocess.Popen(["true"]) as process:
         process.wait()
     (run.folder / "lock").write_text(str(process.pid))
-    board = Board(run.board)
-    board["supervisor.pid"] = process.pid
+    shared = SharedStatus(run.shared)
+    shared["supervisor.pid"] = process.pid
     assert collect(run)["state"] == "not running"
 
 
@@ -220,12 +221,12 @@ def test_a_fast_run_has_more_recent_rows_than_are_read(run: Run) -> None:
 
 def test_the_rate_of_updates_is_seen_in_two_looks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "LOOK_S", 0.5)
-    with running(run) as board:
+    with running(run) as shared:
         is_over = threading.Event()
 
         def learn() -> None:
             while not is_over.wait(0.01):
-                board.add("learner.updates")
+                shared.add("learner.updates")
 
         thread = threading.Thread(target=learn)
         thread.start()
@@ -404,7 +405,7 @@ def test_disk_and_memory_have_a_forecast(run: Run) -> None:
 def full(run: Run) -> None:
     """Give a run one of everything."""
     fill(run, 30).close()
-    Board.create(run.board)
+    SharedStatus.create(run.shared)
     (run.folder / "lock").write_text("1")
     run.event("start", "at step 0")
     append_jsonl(run.metrics, {"step": 500, "health/auc": 0.9, "coverage": 0.2})
@@ -477,12 +478,12 @@ def test_whatever_is_missing_or_torn_gives_a_dash(run: Run, damage: Callable[[Pa
 def test_a_board_of_nonsense_is_no_exception(run: Run) -> None:
     with running(run):
         for number in (1e300, -1e300, -1.0, 0.5):
-            board = Board(run.board)
+            shared = SharedStatus(run.shared)
             for slot in SLOTS:
                 if slot != "supervisor.pid":
-                    board[slot] = number
+                    shared[slot] = number
             page(run)
-        run.board.write_bytes(MAGIC.ljust(4096, b"\xff"))
+        run.shared.write_bytes(MAGIC.ljust(4096, b"\xff"))
         page(run)
 
 
@@ -505,10 +506,10 @@ def test_a_folder_that_was_just_made_has_a_page_of_dashes(run: Run) -> None:
 def test_the_page_has_eighty_columns(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", replace(NIGHT, steps=987_654, quota_gib=500.0))
     full(run)
-    with running(run) as board:
+    with running(run) as shared:
         for slot in SLOTS:
             if not slot.endswith((".state", ".pid")):
-                board[slot] = 987_654
+                shared[slot] = 987_654
         run.event("robot", "word " * 60)
         lines = page(run).splitlines()
     assert max(map(len, lines)) == 80
@@ -568,7 +569,7 @@ def test_watching_as_json_prints_a_line_each_second(
 
 
 def watch(run: Run, output: Any) -> subprocess.Popen[bytes]:
-    code = "import sys; from r3l.cli import main; sys.exit(main())"
+    code = "import sys; from r3l.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "status", str(run.folder), "--watch"]
     return subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r3l.benchmark.night import PERIOD_S, QUICK, SMALL, Night
-from r3l.checkpoint import load_checkpoint
-from r3l.processes.board import State
-from r3l.registry import load_task
+from benchmarks.night import PERIOD_S, QUICK, SMALL, Night
+from r3l.run.checkpoint import load_checkpoint
+from r3l.task.registry import load_task
+from r3l.training.shared_status import State
 
 NightMaker = Callable[..., Night]
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from r3l.evaluate import DoNothing, Evaluator, summarise
+from r3l.evaluation.evaluator import Evaluator
+from r3l.evaluation.policies import DoNothing
+from r3l.evaluation.statistics import summarise
 from r3l.hardware.twin import Twin, from_task
-from r3l.registry import load_task, task_names
-from r3l.robot import FloatArray, Truth
-from r3l.safety import SafeRobot
-from r3l.task import Task
+from r3l.robot.base import FloatArray, Truth
+from r3l.robot.safety import SafeRobot
+from r3l.task.base import Task
+from r3l.task.registry import load_task, task_names
 from r3l.tasks.beads import BEADS, GOAL_M, LAYOUTS, TRAVEL_M, Beads
 from r3l.tasks.reposition import FAR_M, FAR_RAD, GOAL_RAD, NEAR_M, NEAR_RAD, Reposition, fixed_poses, lies_flat, wrap
 

@@ -13,20 +13,22 @@ import PIL.Image
 import pytest
 from conftest import RunMaker, tiny
 
-from r3l.cli import main
-from r3l.config import UserError
-from r3l.evaluate import Behaviour
-from r3l.goals import Goals, load_goals
+from r3l.cli.main import main
+from r3l.config.errors import UserError
+from r3l.evaluation.labels import JUDGE_BEFORE, ask, calibrate, compare, mark
+from r3l.evaluation.policies import Behaviour
+from r3l.evaluation.rollout import Rollout
+from r3l.evaluation.statistics import difference
+from r3l.evaluation.trials import make_trials
+from r3l.evaluation.trials_folder import Trial, Trials, TrialsFolder
 from r3l.hardware.fake import Fake, from_task
-from r3l.judge import Judge, fit_after_exploration
-from r3l.marking import JUDGE_BEFORE, ask, calibrate, compare, mark
-from r3l.networks import channels_first
-from r3l.robot import FloatArray, Image, Observation, RobotError, Trouble
-from r3l.run import Run
-from r3l.stage import Stage
+from r3l.models.judge import Judge, fit_after_exploration
+from r3l.models.networks import channels_first
+from r3l.robot.base import FloatArray, Image, Observation, RobotError, Trouble
+from r3l.run.directory import Run
+from r3l.run.goals import Goals, load_goals
 from r3l.tasks.valve import Valve
-from r3l.train import train
-from r3l.trials import Trial, Trials, TrialsFolder, difference, make_trials
+from r3l.training.sync import train
 
 TASK = Valve()
 CONFIG = tiny(phases={"between": "nothing", "perturbation_steps": 3})
@@ -101,8 +103,8 @@ def judge() -> Judge:
 
 
 @pytest.fixture
-def stage(goals: Goals) -> Iterator[Stage]:
-    with Stage(CONFIG, TASK, Troubled(from_task(TASK)), goals, lambda text: None) as stage:
+def stage(goals: Goals) -> Iterator[Rollout]:
+    with Rollout(CONFIG, TASK, Troubled(from_task(TASK)), goals, lambda text: None) as stage:
         yield stage
 
 
@@ -112,7 +114,7 @@ def away(rng: np.random.Generator) -> FloatArray:
     return state
 
 
-def policies(stage: Stage, told: list[str]) -> tuple[dict[int, Behaviour], Placing]:
+def policies(stage: Rollout, told: list[str]) -> tuple[dict[int, Behaviour], Placing]:
     """Return a policy that solves the task, of step 200, one that never does, of step 100, and a perturbation."""
     robot: Any = stage.body.robot
     rng = np.random.default_rng(0)
@@ -121,7 +123,7 @@ def policies(stage: Stage, told: list[str]) -> tuple[dict[int, Behaviour], Placi
     return {200: good, 100: bad}, Placing(robot, lambda: away(rng), "perturb", told)
 
 
-def made(stage: Stage, judge: Judge, count: int = 8) -> tuple[list[Trial], list[list[Image]], list[str]]:
+def made(stage: Rollout, judge: Judge, count: int = 8) -> tuple[list[Trial], list[list[Image]], list[str]]:
     told: list[str] = []
     found: list[Trial] = []
     frames: list[list[Image]] = []
@@ -135,7 +137,7 @@ def made(stage: Stage, judge: Judge, count: int = 8) -> tuple[list[Trial], list[
     return found, frames, told
 
 
-def test_policies_take_turns_from_random_starts_and_are_judged(stage: Stage, judge: Judge) -> None:
+def test_policies_take_turns_from_random_starts_and_are_judged(stage: Rollout, judge: Judge) -> None:
     found, frames, told = made(stage, judge)
     assert [trial.number for trial in found] == list(range(1, 17))
     turns = [(found[at].weights, found[at + 1].weights) for at in range(0, 16, 2)]
@@ -146,7 +148,7 @@ def test_policies_take_turns_from_random_starts_and_are_judged(stage: Stage, jud
     assert sum(trial.judged == trial.success for trial in found) >= 14
 
 
-def test_a_success_of_the_trial_before_is_undone_first(stage: Stage, judge: Judge) -> None:
+def test_a_success_of_the_trial_before_is_undone_first(stage: Rollout, judge: Judge) -> None:
     told: list[str] = []
     robot: Any = stage.body.robot
     rng = np.random.default_rng(0)
@@ -161,9 +163,9 @@ def test_a_success_of_the_trial_before_is_undone_first(stage: Stage, judge: Judg
 
 
 def test_a_robot_that_pauses_has_its_trial_made_anew(
-    stage: Stage, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.stage.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
     robot: Any = stage.body.robot
     robot.at = dict.fromkeys(range(30, 34), Trouble("warm", "pause", "servo 12 is warm"))
     robot.cannot_relax = True
@@ -174,9 +176,9 @@ def test_a_robot_that_pauses_has_its_trial_made_anew(
 
 
 def test_a_robot_that_pauses_before_it_acts_is_waited_for(
-    stage: Stage, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.stage.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
     robot: Any = stage.body.robot
     robot.at = dict.fromkeys(range(robot.looks + 1, robot.looks + 4), Trouble("warm", "pause", "servo 12 is warm"))
     told: list[str] = []
@@ -193,19 +195,19 @@ def test_a_robot_that_pauses_before_it_acts_is_waited_for(
 def test_what_does_not_pass_ends_the_trials_with_the_robot_relaxed(
     goals: Goals, judge: Judge, monkeypatch: pytest.MonkeyPatch, action: Any, message: str
 ) -> None:
-    monkeypatch.setattr("r3l.stage.LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("r3l.stage.MOST_WAIT_S", 0.05)
+    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.MAX_WAIT_S", 0.05)
     robot = Troubled(from_task(TASK))
     robot.at = dict.fromkeys(range(30, 100_000), Trouble("short", action, message))
     with (
         pytest.raises(RobotError, match=message),
-        Stage(CONFIG, TASK, robot, goals, lambda text: None) as stage,
+        Rollout(CONFIG, TASK, robot, goals, lambda text: None) as stage,
     ):
         made(stage, judge)
     assert not robot._is_connected
 
 
-def test_a_joint_that_was_not_measured_is_not_shown_to_the_policy(stage: Stage, judge: Judge) -> None:
+def test_a_joint_that_was_not_measured_is_not_shown_to_the_policy(stage: Rollout, judge: Judge) -> None:
     robot: Any = stage.body.robot
     robot.nan_at = 12
     told: list[str] = []
@@ -221,7 +223,7 @@ def test_a_joint_that_was_not_measured_is_not_shown_to_the_policy(stage: Stage, 
 
 
 @pytest.fixture
-def folder(tmp_path: Path, stage: Stage, judge: Judge) -> TrialsFolder:
+def folder(tmp_path: Path, stage: Rollout, judge: Judge) -> TrialsFolder:
     found, frames, _ = made(stage, judge)
     folder = TrialsFolder(tmp_path / "trials")
     folder.create()

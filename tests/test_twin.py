@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from r3l.env import RobotEnv
 from r3l.hardware.twin import MAX_SPEED_RAD_S, Twin, from_task
-from r3l.robot import CameraSpec, FloatArray, RobotError
-from r3l.safety import SafeRobot
+from r3l.robot.base import CameraSpec, FloatArray, RobotError
+from r3l.robot.env import RobotEnv
+from r3l.robot.safety import SafeRobot
 from r3l.tasks.valve import Valve
 
 STEPS, HELD_STEPS = 300, 3

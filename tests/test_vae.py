@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from r3l.vae import VAE, MeanPlaces, VAEConfig, downsample, jittered, kl_divergence
+from r3l.config.models import VAEConfig
+from r3l.models.vae import VAE, MeanPlaces, downsample, jittered, kl_divergence
 
 SMALL = VAEConfig(latent_size=4, image_size=16, beta=0.5)
 

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 from conftest import RunMaker, tiny
 
-from r3l.care import Care
-from r3l.cli import main
-from r3l.commands import TrainCommand
-from r3l.goals import load_goals
+from r3l.cli.main import main
+from r3l.cli.settings import TrainCommand, resolve
 from r3l.hardware import twin
 from r3l.hardware.twin import Twin
 from r3l.hardware.variation import AMOUNTS, EVERY, REACH, Worlds
-from r3l.robot import FloatArray, Observation
-from r3l.settings import resolve
+from r3l.robot.base import FloatArray, Observation
+from r3l.robot.monitor import Monitor
+from r3l.run.goals import load_goals
 from r3l.tasks.valve import Valve
-from r3l.train import train
+from r3l.training.sync import train
 
 TASK = Valve()
 LEVELS = ("mild", "strong", "shifted")
@@ -201,13 +200,13 @@ def test_a_saved_world_goes_on_as_the_world_it_was() -> None:
 
 
 def test_a_camera_that_is_moved_on_purpose_is_no_fault(goal_folder: Path) -> None:
-    from r3l.body import Body
+    from r3l.robot.scripted_moves import Body
 
     goals = load_goals(goal_folder, TASK.rig.camera, TASK.minimum_goals)
     for level, threshold in (("none", tiny().checks.moved.threshold), ("strong", 1.0)):
         config = tiny(robot="twin", randomize=level)
-        care = Care(config, Body(config, TASK, made(None)), goals, lambda kind, message: None)
-        assert care.checks._config.moved.threshold == threshold
+        monitor = Monitor(config, Body(config, TASK, made(None)), goals, lambda kind, message: None)
+        assert monitor.checks._config.moved.threshold == threshold
 
 
 def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(

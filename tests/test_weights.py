@@ -12,12 +12,13 @@ import torch
 from conftest import tiny
 from safetensors.torch import save
 
-from r3l.checkpoint import CheckpointError, Tensors
-from r3l.learner import Learner
-from r3l.policy import Policies, build_policies
-from r3l.processes.weights import MAX_BYTES, Subscription, publish, read
-from r3l.registry import load_robot, load_task
-from r3l.robot import RobotSpec
+from r3l.learner.learner import Learner
+from r3l.models.policy import Policies, build_policies
+from r3l.robot.base import RobotSpec
+from r3l.run.tensors import CheckpointError, Tensors
+from r3l.run.weights import MAX_BYTES, publish, read
+from r3l.task.registry import load_robot, load_task
+from r3l.training.policy_updates import Subscription
 
 CPU = torch.device("cpu")
 CONFIG = tiny()

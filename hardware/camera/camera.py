@@ -21,7 +21,7 @@ from .stream import Stream
 
 OPEN_S = 6.0
 """The first frame may take so long."""
-REOPEN_S, MOST_REOPEN_S = 0.2, 5.0
+REOPEN_S, MAX_REOPEN_S = 0.2, 5.0
 """Pause before a lost source is opened again, doubled each time up to the most."""
 CLOSE_S = 2.0
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -152,7 +152,7 @@ class Camera:
                 frames.close()
             self.losses += number > 0
             self._is_over.wait(pause_s)
-            pause_s = min(2 * pause_s, MOST_REOPEN_S)
+            pause_s = min(2 * pause_s, MAX_REOPEN_S)
 
     def _seen(self, raw: Image) -> Image:
         try:

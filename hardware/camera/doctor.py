@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from r3l.checks import Background, ChecksConfig, light
 from r3l.config import UserError
-from r3l.goals import Goals
+from r3l.config.schema import ChecksConfig
 from r3l.robot import CameraSpec, RobotError
+from r3l.robot.camera_place import Background
+from r3l.robot.observation_checks import light
+from r3l.run.goals import Goals
 
 from .settings import LOCKED, CameraSettings
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from .camera import Camera
 
 LOOK_S = 2.0
-LEAST_RATE = 0.8
+MIN_RATE = 0.8
 """Share of the rate asked for that is to come; and so many frames per control period at least."""
 FRAMES_PER_PERIOD = 1.5
 OTHER_LIGHT = 25.0
@@ -85,7 +87,7 @@ def _rate(settings: CameraSettings, rate: float, control_hz: float) -> Line:
     if rate < FRAMES_PER_PERIOD * control_hz:
         least = f"expected {FRAMES_PER_PERIOD * control_hz:.0f} or more for {control_hz:g} Hz"
         return Line("FAIL", f"{text}, {least}; give it more light, or ask for smaller frames")
-    if rate < LEAST_RATE * settings.fps:
+    if rate < MIN_RATE * settings.fps:
         return Line("note", f"{text}, {settings.fps:g} were asked for; a camera that has little light slows down")
     return Line("ok", text)
 

@@ -20,7 +20,7 @@ BEGIN, END = b"\xff\xd8", b"\xff\xd9"
 LENGTH = re.compile(rb"Content-Length:\s*(\d+)", re.IGNORECASE)
 NEXT = re.compile(rb"\r\n--[^\r\n]+\r\n(?:[A-Za-z-]+:[^\r\n]*\r\n)+\r\n")
 """What begins the next part: a boundary and its headers."""
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 CHUNK = 1 << 16
 
 
@@ -55,8 +55,8 @@ class Stream:
                     self.torn += 1
                 else:
                     yield np.asarray(frame, np.uint8)
-            if len(data) > MOST_BYTES:
-                raise RobotError(f"the stream has a picture of more than {MOST_BYTES} bytes; it is no MJPEG stream")
+            if len(data) > MAX_BYTES:
+                raise RobotError(f"the stream has a picture of more than {MAX_BYTES} bytes; it is no MJPEG stream")
 
 
 def cut(data: bytes) -> tuple[bytes, bytes] | None:
@@ -69,7 +69,7 @@ def cut(data: bytes) -> tuple[bytes, bytes] | None:
     if begin < 0:
         return None
     told = LENGTH.findall(data[:begin])
-    if told and int(told[-1]) <= MOST_BYTES:
+    if told and int(told[-1]) <= MAX_BYTES:
         end = begin + int(told[-1])
         if len(data) < end:
             part = NEXT.search(data, begin)

@@ -20,11 +20,11 @@ from .rig import NAMES, ClawRig, problems
 STEPS = ("zero", "signs", "limits")
 SAMPLES, STILL_RAD = 10, 0.02
 """Readings of a pose, and how much they may differ."""
-LEAST_TURN_RAD, OTHERS_RAD = 0.2, 0.6
+MIN_TURN_RAD, OTHERS_RAD = 0.2, 0.6
 """How far a joint must be turned to tell its sign."""
 MARGIN_RAD = 0.05
 """Limits are so far inside of where a joint was moved to."""
-LEAST_RANGE_RAD = 0.3
+MIN_RANGE_RAD = 0.3
 DIRECTIONS = {
     "swing": "sideways, clockwise around the hand seen from above",
     "curl": "inwards, towards the axis of the hand",
@@ -87,10 +87,10 @@ class _Bench:
                 self._await(f"Turn the {part} of {finger} {DIRECTIONS[part]}, by 20 degrees or more; then Enter")
                 turned = self._servo_rad() - before
                 most = int(np.abs(turned).argmax())
-                if abs(turned[at]) >= LEAST_TURN_RAD and most == at:
+                if abs(turned[at]) >= MIN_TURN_RAD and most == at:
                     break
                 what = f"{NAMES[most]} moved most, by {abs(turned[most]):.2f} rad"
-                self._say(f"{what}, expected {name} by {LEAST_TURN_RAD} or more; put it back and turn {name} alone")
+                self._say(f"{what}, expected {name} by {MIN_TURN_RAD} or more; put it back and turn {name} alone")
             found[name] = {"sign": 1 if turned[at] > 0 else -1}
             self._say(f"{name}: sign {found[name]['sign']:+d}")
         return _with(rig, found)
@@ -103,10 +103,10 @@ class _Bench:
             for _ in self._until("Move every joint through all of the range that is safe; then Enter"):
                 seen = chain.read().joint_rad
                 lowest, highest = np.fmin(lowest, seen), np.fmax(highest, seen)
-            short = [name for name, turned in zip(NAMES, highest - lowest, strict=True) if turned < LEAST_RANGE_RAD]
+            short = [name for name, turned in zip(NAMES, highest - lowest, strict=True) if turned < MIN_RANGE_RAD]
             if not short:
                 break
-            self._say(f"{', '.join(short)} moved through less than {LEAST_RANGE_RAD} rad; again, those too")
+            self._say(f"{', '.join(short)} moved through less than {MIN_RANGE_RAD} rad; again, those too")
         found: dict[str, dict[str, Any]] = {}
         for name, low, high in zip(NAMES, lowest, highest, strict=True):
             found[name] = {"min_rad": round(float(low) + MARGIN_RAD, 3), "max_rad": round(float(high) - MARGIN_RAD, 3)}

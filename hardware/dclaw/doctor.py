@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from r3l.goals import Goals
 from r3l.robot import FloatArray, RobotError
-from r3l.storage import GIB, room_left
+from r3l.run.disk_space import GIB, room_left
+from r3l.run.goals import Goals
 
 from ..camera.doctor import Line, look_at_camera
 from ..dynamixel.bus import Bus, Pong
@@ -30,10 +30,10 @@ SCAN_S = 1.2
 NIGHT_GIB = 8.0
 """A night of 500,000 steps."""
 WATCHDOG_FIRMWARE = 38
-MOST_LATENCY_S = 0.002
-READS, MOST_MISSING = 200, 0.001
+MAX_LATENCY_S = 0.002
+READS, MAX_MISSING = 200, 0.001
 """Readings of all servos that are tried, and the share of answers that may be missing."""
-WIGGLE_RAD, WIGGLE_RAD_S, LEAST_WIGGLE = 0.1, 0.5, 0.5
+WIGGLE_RAD, WIGGLE_RAD_S, MIN_WIGGLE = 0.1, 0.5, 0.5
 """How far a joint is sent, how fast, and what share of it must be seen."""
 SETTLING_S = 0.3
 BEYOND = 0.1
@@ -102,7 +102,7 @@ def _look_at_port(bus: Bus) -> Iterator[Line]:
     if "/by-id/" not in port.path and Path(port.path).resolve().name.startswith(("ttyUSB", "ttyACM")):
         yield Line("note", f"port: {port.path} may get another name; use its name in /dev/serial/by-id")
     yield Line("ok", f"port: {port.path} opens at {port.baud_rate} baud, for this process alone")
-    if port.latency_s > MOST_LATENCY_S:
+    if port.latency_s > MAX_LATENCY_S:
         where = f"/sys/bus/usb-serial/devices/{Path(port.path).resolve().name}/latency_timer"
         advice = f"echo 1 | sudo tee {where}, or the udev rule of docs/hardware.md"
         yield Line("note", f"latency: the adapter keeps answers for {1000 * port.latency_s:.0f} ms; {advice}")
@@ -223,7 +223,7 @@ def _look_at_wire(chain: Chain) -> Iterator[Line]:
     text = (
         f"wire: {READS} readings of all servos, {each_ms:.1f} ms each, {repeated} answers repeated, {missing} missing"
     )
-    yield Line("FAIL", f"{text}; check plugs and cables") if share > MOST_MISSING else Line("ok", text)
+    yield Line("FAIL", f"{text}; check plugs and cables") if share > MAX_MISSING else Line("ok", text)
 
 
 def _wiggle(rig: ClawRig) -> Iterator[Line]:
@@ -243,7 +243,7 @@ def _wiggle(rig: ClawRig) -> Iterator[Line]:
                 yield Line("FAIL", hand.troubles[0].message)
                 return
             text = f"{drive.name} was sent {offset[at]:+.2f} rad and moved {seen:+.2f}"
-            if seen / offset[at] < LEAST_WIGGLE:
+            if seen / offset[at] < MIN_WIGGLE:
                 yield Line("FAIL", f"{text}; look for what holds it, or for a finger in its way")
             else:
                 yield Line("ok", text)

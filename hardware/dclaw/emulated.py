@@ -47,7 +47,7 @@ from .robot import DClaw
 FPS = 200.0
 """Pictures are served as they come; one that nobody follows is served again after REPEAT_S."""
 REPEAT_S = 0.1
-FRAME_S, MOST_AGE_S = 2.0, 1.5
+FRAME_S, MAX_AGE_S = 2.0, 1.5
 """A new picture is on its way through server and camera for less than this, or the camera is lost; older is none."""
 IDLE_SPEED_RAD_S = 8.0
 FAULTS_VARIABLE = "R3L_STACK_FAULTS"
@@ -152,7 +152,7 @@ class EmulatedClaw(SimulatedRobot):
             self._rig,
             bus=replace(self._rig.bus, port=str(self._folder / "port")),
             camera=replace(
-                self._rig.camera, source=self.server.address, width=width, height=height, crop=(), max_age_s=MOST_AGE_S
+                self._rig.camera, source=self.server.address, width=width, height=height, crop=(), max_age_s=MAX_AGE_S
             ),
         )
         self._claw = DClaw(rig, self._camera, sleep=lambda duration_s: None)

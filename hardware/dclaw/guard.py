@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r3l.robot import Action, Trouble
+from r3l.config.schema import Action
+from r3l.robot import Trouble
 
 from ..dynamixel.chain import Drive, Readings
 
-MOST_REBOOTS, MOST_RESTORATIONS, WITHIN_S = 3, 10, 300.0
+MAX_REBOOTS, MAX_RESTORATIONS, WITHIN_S = 3, 10, 300.0
 """Of one servo after overloads, and after it lost its torque or settings; then a person must look."""
-MOST_SILENT = 5
+MAX_SILENT = 5
 """Readings of one servo that may be missing in a row."""
 
 
@@ -102,7 +103,7 @@ class Guard:
     def _silence(self, readings: Readings) -> Iterator[Trouble]:
         self._silent = np.where(np.isnan(readings.joint_rad), self._silent + 1, 0)
         for drive, count in zip(self._drives, self._silent, strict=True):
-            if count >= MOST_SILENT:
+            if count >= MAX_SILENT:
                 what = f"did not answer {count} times in a row"
                 yield _trouble("silent", "pause", drive, what, "check its cable and power")
 

@@ -19,7 +19,7 @@ from ..dynamixel.chain import Chain, Drive, Readings
 from ..dynamixel.control_table import HardwareError
 from ..dynamixel.port import PortError
 from .envelope import Envelope
-from .guard import MOST_REBOOTS, MOST_RESTORATIONS, Guard
+from .guard import MAX_REBOOTS, MAX_RESTORATIONS, Guard
 from .rig import ClawRig
 
 REOPEN_EVERY_S = 0.3
@@ -297,10 +297,10 @@ class Hand:
         overloaded = [drive for drive in self.drives if errors.get(drive.id) == HardwareError.OVERLOAD]
         for drive in overloaded:
             values = self._values(drive)
-            if self.guard.is_too_often("reboot", drive.id, MOST_REBOOTS, time.monotonic()):
-                self._latch(drive, f"has an overload again after {MOST_REBOOTS} reboots within five minutes ({values})")
+            if self.guard.is_too_often("reboot", drive.id, MAX_REBOOTS, time.monotonic()):
+                self._latch(drive, f"has an overload again after {MAX_REBOOTS} reboots within five minutes ({values})")
                 return
-            self._note("overload", drive, f"had an overload ({values}) and is rebooted, {MOST_REBOOTS} times at most")
+            self._note("overload", drive, f"had an overload ({values}) and is rebooted, {MAX_REBOOTS} times at most")
         if overloaded:
             self.chain.reboot_all([drive.id for drive in overloaded])
             if self.has_torque:
@@ -309,8 +309,8 @@ class Hand:
     def _restore(self, drives: list[Drive]) -> None:
         """Set servos up and let them hold where they are; the others go on holding meanwhile."""
         for drive in drives:
-            if self.guard.is_too_often("restore", drive.id, MOST_RESTORATIONS, time.monotonic()):
-                often = f"more than {MOST_RESTORATIONS} times within five minutes"
+            if self.guard.is_too_often("restore", drive.id, MAX_RESTORATIONS, time.monotonic()):
+                often = f"more than {MAX_RESTORATIONS} times within five minutes"
                 self._latch(drive, f"lost its torque or settings {often}")
                 return
         servos = [drive.id for drive in drives]

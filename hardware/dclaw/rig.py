@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from r3l import files
-from r3l.checkpoint import write_file
 from r3l.config import UserError, from_dict, nearest
 from r3l.robot import Joint
+from r3l.run import files
+from r3l.run.files import write_file
 from r3l.task import Task
 
 from ..camera.settings import CameraSettings
 from ..camera.settings import problems as camera_problems
 from ..dynamixel.chain import Drive, Limits
 from ..dynamixel.control_table import BAUD_RATES, MODELS, Model
-from ..dynamixel.protocol import MOST_ID
+from ..dynamixel.protocol import MAX_ID
 from .guard import Health
 from .kinematics import FINGERS, Geometry, Workspace
 
 ROBOT = "dclaw"
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 NAMES = tuple(f"finger{finger}_{part}" for finger in range(FINGERS) for part in ("swing", "curl", "tip"))
 """Joints in the order of every joint vector."""
 IDS = tuple(10 * finger + part for finger in (1, 2, 3) for part in range(3))
@@ -120,7 +120,7 @@ def default_rig(port: str = BusSettings.port) -> ClawRig:
 def read_rig(path: Path) -> ClawRig:
     """Read a rig; UserError says in one line what is wrong with it."""
     try:
-        values = tomllib.loads(files.read(path, MOST_BYTES).decode())
+        values = tomllib.loads(files.read(path, MAX_BYTES).decode())
     except (OSError, ValueError) as error:
         why = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(f"rig {path} cannot be read ({why}); r3l calibrate writes one") from error
@@ -207,8 +207,8 @@ def _joint_problems(rig: ClawRig) -> Iterator[str]:
     seen: dict[int, str] = {}
     for drive in rig.drives:
         where, joint = f"joints.{drive.joint.name}", drive.joint
-        if not 0 <= drive.id <= MOST_ID:
-            yield f"{where}.id is {drive.id}, expected 0 to {MOST_ID}"
+        if not 0 <= drive.id <= MAX_ID:
+            yield f"{where}.id is {drive.id}, expected 0 to {MAX_ID}"
         if drive.id in seen:
             yield f"{where}.id is {drive.id}, which is {seen[drive.id]}'s too; every servo has its own"
         seen[drive.id] = drive.joint.name

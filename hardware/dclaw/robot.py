@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from r3l.config import UserError
-from r3l.processes.pacing import Schedule
 from r3l.robot import (
     CameraSettings,
     CameraSpec,
@@ -21,6 +20,7 @@ from r3l.robot import (
     Robot,
     RobotError,
     RobotSpec,
+    Schedule,
     Trouble,
     Vitals,
 )

@@ -31,7 +31,7 @@ REGION_BEGIN, REGION_END = 120, 148
 """Registers that every servo has without a gap, and that nobody writes: reads of any size fit in there."""
 Block = tuple[int, int]
 """Address and size in bytes of a part of a control table."""
-MOST_LATE_BYTES = 8192
+MAX_LATE_BYTES = 8192
 """More than servos can owe."""
 STATUS_BYTES = 11
 """Of a status packet without data."""
@@ -267,7 +267,7 @@ class Bus:
                 break
             received += len(data)
             self._sort(decoder.feed(data), sizes, found)
-            if received > expected + MOST_LATE_BYTES:  # somebody babbles
+            if received > expected + MAX_LATE_BYTES:  # somebody babbles
                 self.port.flush()
                 break
         if len(found) < len(sizes):
@@ -301,7 +301,7 @@ class Bus:
 
     def _drain(self) -> None:
         """Throw away what came since the last request: it answers none that is to come."""
-        decoder, left = Decoder(), MOST_LATE_BYTES
+        decoder, left = Decoder(), MAX_LATE_BYTES
         while left > 0 and (data := self.port.read(0.0)):
             self.counts["late_bytes"] += len(data)
             left -= len(data)

@@ -18,7 +18,7 @@ ACCELERATION = 214.577 * REV_PER_MIN / 60
 POSITION = 2 * math.pi / 4096
 CENTRE = 2048
 """Counts at which a servo's angle is 0 rad here."""
-MOST_TURNS = 1_048_575
+MAX_TURNS = 1_048_575
 """Counts of a goal in the modes of many turns."""
 MODE_CURRENT, MODE_VELOCITY, MODE_POSITION, MODE_TURNS, MODE_CURRENT_POSITION, MODE_PWM = 0, 1, 3, 4, 5, 16
 """Values of the register `operating_mode`."""
@@ -155,7 +155,7 @@ XM430_REGISTERS = (
     Register("goal_velocity", 104, 4, -1023, 1023, 0, VELOCITY),
     Register("profile_acceleration", 108, 4, 0, 32_767, 0, ACCELERATION),
     Register("profile_velocity", 112, 4, 0, 32_767, 0, VELOCITY),
-    Register("goal_position", 116, 4, -MOST_TURNS, MOST_TURNS, 0, POSITION, CENTRE),
+    Register("goal_position", 116, 4, -MAX_TURNS, MAX_TURNS, 0, POSITION, CENTRE),
     _read("realtime_tick", 120, 2, 1e-3),
     _read("moving", 122, 1),
     _read("moving_status", 123, 1),

@@ -6,12 +6,12 @@ import signal
 import threading
 from pathlib import Path
 
-from r3l.commands import EmulateCommand
+from r3l.cli.devices import EmulateCommand
 from r3l.config import UserError, nearest
 
 from .control_table import BAUD_RATES, MODELS
 from .emulator import Emulator, Faults
-from .protocol import MOST_ID
+from .protocol import MAX_ID
 from .servo import Servo
 
 PROBABILITIES = ("drop", "corrupt", "duplicate", "garbage", "late")
@@ -25,9 +25,9 @@ def emulator_of(command: EmulateCommand) -> Emulator:
         raise UserError(f"unknown servo {command.model!r}; {known} (known: {', '.join(sorted(models))})")
     if command.baud not in BAUD_RATES:
         raise UserError(f"--baud is {command.baud}, expected one of {', '.join(map(str, BAUD_RATES))}")
-    wrong = [each for each in command.ids if not 0 <= each <= MOST_ID]
+    wrong = [each for each in command.ids if not 0 <= each <= MAX_ID]
     if wrong or not command.ids:
-        raise UserError(f"--ids has {wrong or 'nothing'}, expected numbers from 0 to {MOST_ID}")
+        raise UserError(f"--ids has {wrong or 'nothing'}, expected numbers from 0 to {MAX_ID}")
     for name in PROBABILITIES:
         if not 0 <= getattr(command, name) <= 1:
             raise UserError(f"--{name} is {getattr(command, name)}, expected a probability from 0 to 1")

@@ -26,7 +26,7 @@ IDLE_S = 0.01
 """Time between two looks at the servos when nobody asks for anything."""
 TCGETS2 = 0x802C542A
 """Request of Linux for the state of a terminal, `struct termios2`."""
-MOST_S = 0.1
+MAX_S = 0.1
 """A longer time than this is let go by in parts."""
 
 
@@ -161,8 +161,8 @@ class Emulator:
     def _advance(self, seconds: float) -> None:
         while self.advances and seconds > 0:
             for servo in self._every:
-                servo.advance(min(seconds, MOST_S))
-            seconds -= MOST_S
+                servo.advance(min(seconds, MAX_S))
+            seconds -= MAX_S
 
     def _received(self) -> bytes:
         """Return what came on the wire, as the servos hear it."""

@@ -12,10 +12,10 @@ from functools import lru_cache
 
 HEADER = b"\xff\xff\xfd\x00"
 BROADCAST_ID = 0xFE
-MOST_ID = 0xFC
+MAX_ID = 0xFC
 OVERHEAD = len(HEADER) + 3
 """Bytes before the instruction: header, id, length."""
-MOST_LENGTH = 1024
+MAX_LENGTH = 1024
 """Of what a length field counts; more than any packet of these servos, so that a damaged length is seen as such."""
 ALERT_BIT = 0x80
 PATTERN, STUFFED = b"\xff\xff\xfd", b"\xff\xff\xfd\xfd"
@@ -110,11 +110,11 @@ def encode(packet: Packet) -> bytes:
     Raises:
         ValueError: the id is none (0 to 252, or 254 for all), or the parameters are too many.
     """
-    if not (0 <= packet.id <= MOST_ID or packet.id == BROADCAST_ID):
-        raise ValueError(f"servo id is {packet.id}, expected 0 to {MOST_ID}, or {BROADCAST_ID} for all")
+    if not (0 <= packet.id <= MAX_ID or packet.id == BROADCAST_ID):
+        raise ValueError(f"servo id is {packet.id}, expected 0 to {MAX_ID}, or {BROADCAST_ID} for all")
     body = (bytes([packet.instruction]) + packet.parameters).replace(PATTERN, STUFFED)
-    if len(body) + 2 > MOST_LENGTH:
-        raise ValueError(f"packet has {len(packet.parameters)} parameters, expected at most {MOST_LENGTH - 3}")
+    if len(body) + 2 > MAX_LENGTH:
+        raise ValueError(f"packet has {len(packet.parameters)} parameters, expected at most {MAX_LENGTH - 3}")
     head = HEADER + bytes([packet.id]) + (len(body) + 2).to_bytes(2, "little") + body
     return head + crc16(head).to_bytes(2, "little")
 
@@ -171,7 +171,7 @@ class Decoder:
         if len(stream) - start < OVERHEAD:
             return OVERHEAD + 3
         length = stream[start + 5] | stream[start + 6] << 8
-        return OVERHEAD + length if 3 <= length <= MOST_LENGTH else 0
+        return OVERHEAD + length if 3 <= length <= MAX_LENGTH else 0
 
     def _decoded(self, start: int, size: int) -> Packet | None:
         if not size:

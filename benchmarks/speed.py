@@ -1,0 +1,175 @@
+"""Where the time of a default env step goes, and our SAC update against stable-baselines3's.
+
+The whole step is the default preset's sync loop, homing included, in which the two agents' updates overlap on two
+threads; the parts, and the comparison with stable-baselines3, are timed one at a time on one thread. All are timed in
+blocks that take turns, so that a busy machine slows all of them alike; medians are printed.
+Needs the test extra (stable-baselines3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.logger import Logger
+
+from r3l.config.models import SACConfig
+from r3l.config.schema import MANY, Config
+from r3l.learner.learner import AGENTS, Learner
+from r3l.models.sac import SAC, Batch
+from r3l.models.torch_setup import tune_process
+from r3l.robot.env import RobotEnv
+from r3l.robot.safety import SafeRobot
+from r3l.robot.scripted_moves import move
+from r3l.run.experience import ExperienceStore
+from r3l.task.registry import load_robot, load_task
+from r3l.training.actor import Actor
+
+OBSERVATION, ACTIONS, BATCH, ROWS = 43, 9, 256, 2000
+"""Shapes of the comparison with stable-baselines3."""
+
+
+def main() -> None:
+    """Time everything and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=12, help="blocks per part")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    tune_process()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = time_in_turns(loop_parts(Path(folder)), options.blocks, 20)
+    total = parts["whole step"]
+    print("one env step of the default preset, ms (median)")
+    for name, value in parts.items():
+        print(f"  {name:32} {1e3 * value:7.2f}")
+    print(f"  {1 / total:.0f} env steps per second")
+    updates = time_in_turns(peer_parts(), options.blocks, 20)
+    ratio = updates["stable-baselines3"] / updates["ours, the same network"]
+    shapes = f"observation {OBSERVATION}, actions {ACTIONS}, 256x2, batch {BATCH}"
+    print(f"SAC update ({shapes}), ms (median)")
+    for name, value in updates.items():
+        print(f"  {name:32} {1e3 * value:7.2f}")
+    print(f"  ours is {ratio:.2f} times as fast on the same network")
+    if options.out:
+        found = {"parts_s": parts, "env_steps_per_s": 1 / total, "updates_s": updates, "ratio": ratio}
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def time_in_turns(parts: dict[str, Callable[[], object]], blocks: int, calls: int) -> dict[str, float]:
+    """Return the median over blocks of the seconds per call, the parts taking turns."""
+    spent: dict[str, list[float]] = {name: [] for name in parts}
+    for block in range(blocks + 1):
+        for name, part in parts.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                part()
+            if block:  # the first one warms up
+                spent[name].append((time.perf_counter() - began) / calls)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
+    """Return the default preset's loop and its parts, after exploration and a shortened pretraining."""
+    config, task = Config(device="cpu"), load_task("valve")
+    config = replace(config, vae=replace(config.vae, pretrain_updates=20))
+    rig = task.rig
+    robot = load_robot("twin", task)
+    env = RobotEnv(SafeRobot(robot, rig.limits, rig.max_step_rad))
+    store = ExperienceStore(folder / "experience.sqlite", (rig.camera.height, rig.camera.width, 3))
+    rng = np.random.default_rng(0)
+    goals = torch.from_numpy(rng.integers(0, 255, (200, 3, 64, 64), np.uint8))
+    learner = Learner(config, robot.spec, goals, device=torch.device("cpu"))
+    policies = learner.policies()
+
+    def home() -> bool:
+        move(env.robot, rig.home_rad, config.phases.homing_steps)
+        return True
+
+    actor = Actor(env, store, policies, config.phases, seed=0, between=home)
+    env.reset()
+    while learner.steps < config.phases.exploration_steps:
+        actor.step()
+        learner.follow(store)
+    learner.pretrain()
+    kept = replace(next(store.rows(learner.sequence - 1)), segment=MANY)
+    states = learner._novelty_states(learner.replay.newest(config.novelty.batch_size))
+    every = config.classifier.update_every
+
+    def whole() -> None:
+        actor.step()
+        learner.follow(store)
+        learner.update()
+
+    def encode() -> None:
+        policies.see(kept.image, kept.proprioception, kept.applied, kept.diagnostic)
+
+    return {
+        "whole step": whole,
+        "physics, render and safety": lambda: env.step(rng.uniform(-1, 1, len(rig.joints)).astype(np.float32)),
+        "  of that, render and read": robot.observe,
+        "encode": encode,
+        "act": lambda: policies.act("task", learner.generator),
+        "store": lambda: store.append(kept),
+        "follow (read back, encode, keep)": lambda: learner.follow(store, 1),
+        "update both agents": lambda: learner._update_agents(AGENTS),
+        "update task agent alone": lambda: learner._update_agents(AGENTS[:1]),
+        "update perturbation agent alone": lambda: learner._update_agents(AGENTS[1:]),
+        f"update novelty (every {config.novelty.update_every})": lambda: learner.novelty["perturbation"].update(states),
+        f"update classifier (every {every})": learner._update_classifier,
+        "update encoder (pretraining)": lambda: learner._update_vae(0.0),
+    }
+
+
+class Shapes(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Random observations of the compared shapes."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (OBSERVATION,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (ACTIONS,), np.float32)
+
+    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        """Return noise."""
+        return self.observation_space.sample(), {}
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        """Return noise."""
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def peer_parts() -> dict[str, Callable[[], object]]:
+    """Return one update of each, sampling included, with the same shapes and both on one thread."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = stable_baselines3.SAC("MlpPolicy", Shapes(), learning_starts=ROWS, batch_size=BATCH, seed=0)
+        peer.learn(ROWS)
+    peer.set_logger(Logger(None, []))
+    same = SAC(OBSERVATION, ACTIONS, SACConfig(batch_size=BATCH, layer_norm=False))
+    ours = SAC(OBSERVATION, ACTIONS, SACConfig(batch_size=BATCH))
+    generator = torch.Generator().manual_seed(0)
+    seen, done = torch.randn(ROWS, OBSERVATION), torch.rand(ROWS, ACTIONS) * 2 - 1
+    reward, discount = torch.rand(ROWS), torch.full((ROWS,), 0.97)
+
+    def update(agent: SAC) -> None:
+        rows = torch.randint(1, ROWS, (BATCH,), generator=generator)
+        batch = Batch(seen[rows - 1], done[rows], reward[rows], seen[rows], discount[rows])
+        agent.update(batch, torch.randn(2, BATCH, ACTIONS, generator=generator))
+
+    return {
+        "ours, the same network": lambda: update(same),
+        "ours, LayerNorm as by default": lambda: update(ours),
+        "stable-baselines3": lambda: peer.train(1, BATCH),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""TODO r3l/evaluation/policies.py."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from r3l.models.policy import Policies
+from r3l.robot.base import FloatArray, Image
+from r3l.robot.env import HOLD_STEPS
+
+
+class Behaviour(Protocol):
+    """Something that acts for an episode."""
+
+    def begin(self) -> None:
+        """Forget the last episode."""
+        ...
+
+    def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
+        """Take in an observation."""
+        ...
+
+    def choose(self) -> FloatArray:
+        """Return an action [A] in [-1, 1]."""
+        ...
+
+
+class TaskPolicy:
+    """The learned task policy, deterministic."""
+
+    def __init__(self, policies: Policies) -> None:
+        self.begin, self.see, self._policies = policies.begin, policies.see, policies
+
+    def choose(self) -> FloatArray:
+        """Return the mean action."""
+        return self._policies.act("task")
+
+
+class DoNothing:
+    """Baseline: hold the pose that the episode began with."""
+
+    def __init__(self) -> None:
+        self._pose: FloatArray | None = None
+
+    def begin(self) -> None:
+        """Forget the pose."""
+        self._pose = None
+
+    def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
+        """Keep the first pose."""
+        if self._pose is None:
+            self._pose = np.clip(proprioception, -1, 1)
+
+    def choose(self) -> FloatArray:
+        """Return the first pose."""
+        assert self._pose is not None
+        return self._pose
+
+
+class RandomPolicy:
+    """Baseline: uniformly random targets, each held as long as in exploration."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._step, self._action = 0, np.zeros(0, np.float32)
+
+    def begin(self) -> None:
+        """Draw anew."""
+        self._step = 0
+
+    def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
+        """Learn the number of joints."""
+        if self._step % HOLD_STEPS == 0:
+            self._action = self._rng.uniform(-1, 1, applied.shape).astype(np.float32)
+        self._step += 1
+
+    def choose(self) -> FloatArray:
+        """Return the held action."""
+        return self._action
+
+
+class PerturbationPolicy:
+    """The learned perturbation controller, sampled as in training: what makes random starts."""
+
+    def __init__(self, policies: Policies, seed: int) -> None:
+        self.begin, self.see, self._policies = policies.begin, policies.see, policies
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def choose(self) -> FloatArray:
+        """Return a sampled action."""
+        return self._policies.act("perturbation", self._generator)

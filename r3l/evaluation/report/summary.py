@@ -1,0 +1,155 @@
+"""The facts of a run that a report starts from: what its small files say, and how far it came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from r3l.config.schema import Config
+from r3l.evaluation.report.model_probes import ModelProbes
+from r3l.evaluation.report.visits import MissingError, Visits, display, read_visits
+from r3l.run import files
+from r3l.run.directory import Run
+from r3l.run.jsonl import read_jsonl, read_steps
+from r3l.task.base import Task
+from r3l.task.registry import load_task
+
+Record = dict[str, Any]
+FRESH_S = 120.0
+"""A run whose last step is older than this is not running."""
+TRUTH_READERS = (
+    ("state", "the policies see the true state of the object instead of images"),
+    ("reward", "the task policy learns from the task's true reward instead of goal images"),
+    ("phases.between", "the object is put to a random place before each episode"),
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run directory, read once."""
+
+    run: Run
+    task: Task
+    models: ModelProbes
+    evaluations: list[Record]
+    """evaluations.jsonl, in the order of steps."""
+    metrics: list[Record]
+    """metrics.jsonl, in the order of steps."""
+    events: list[Record]
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self.run.config
+
+    @cached_property
+    def visited(self) -> Visits:
+        """Env steps with the truth beside them; MissingError before the first one."""
+        return read_visits(self.run.experience, self.run.truth)
+
+    @cached_property
+    def steps(self) -> int:
+        """Env steps taken so far."""
+        try:
+            return len(self.visited)
+        except MissingError:
+            return 0
+
+    @cached_property
+    def evaluation(self) -> Record | None:
+        """What `r3l evaluate` found last, or None."""
+        path = self.run.folder / "evaluation" / "evaluation.json"
+        return files.read_json(path) if path.exists() else None
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """Factor from the task's error to what people read, and its unit."""
+        return display(self.task.error_unit)
+
+    def error(self, value: float) -> str:
+        """Return a true error in the unit people read."""
+        scale, unit = self.unit
+        return f"{value * scale:.1f}{'' if unit == '°' else ' '}{unit}"
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Return the env steps and values of a metric."""
+        found = [(record["step"], record[name]) for record in self.metrics if name in record]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def truth_readers(self) -> list[str]:
+        """Return what reads ground truth in a diagnostic run; nothing in any other."""
+        config = self.config
+        values = {"state": config.state, "reward": config.reward, "phases.between": config.phases.between}
+        return [f"{key}: {text}" for key, text in TRUTH_READERS if "diagnostic" in values[key]]
+
+    def state(self) -> tuple[str, str]:
+        """Return how far the run is, in a word and in a sentence."""
+        planned = self.config.steps
+        last = self.events[-1]["kind"] if self.events else ""
+        if not self.steps:
+            return "not started", "No step has been taken yet."
+        if self.steps >= planned:
+            return "finished", ""
+        resume = f"Go on with r3l train --resume {self.run.folder}"
+        if last in ("stop", "end"):
+            return "stopped", f"It stopped at step {self.steps:,} of {planned:,}. {resume}"
+        written = float(self.visited.written_s[-1])
+        if time.time() - written < FRESH_S:
+            return "running", "It is running now: this page shows it as it is so far."
+        when = datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M")
+        return "interrupted", f"It ended without a word: its last step was stored on {when}. {resume}"
+
+    def wall_s(self) -> float | None:
+        """Return the seconds for which the run ran, pauses between its starts not counted; None when unknown."""
+        starts = [i for i, event in enumerate(self.events) if event["kind"] == "start"]
+        if not starts or not self.steps:
+            return None
+        total = 0.0
+        for index, following in zip(starts, [*starts[1:], len(self.events)], strict=True):
+            began = _seconds(self.events[index])
+            ends = [_seconds(event) for event in self.events[index:following] if event["kind"] in ("end", "stop")]
+            until = _seconds(self.events[following]) if following < len(self.events) else np.inf
+            written = self.visited.written_s
+            stored = written[(written >= began) & (written <= until)]
+            ended = ends[-1] if ends else max(stored.max(initial=began), began)
+            total += ended - began
+        return total
+
+    def safety(self) -> dict[str, int]:
+        """Return the safety counters over all starts of the run: each one counts from zero."""
+        names = sorted({name for record in self.metrics for name in record if name.startswith("safety/")})
+        return {name.removeprefix("safety/"): total_count(self.series(name)[1]) for name in names}
+
+
+def read_summary(run: Run) -> RunSummary:
+    """Read a run directory; what is not there yet is empty."""
+    task = load_task(run.config.task)
+    evaluated = (record for record in read_steps(run.evaluations) if isinstance(record.get("success"), int | float))
+    evaluations = sorted(evaluated, key=lambda record: record["step"])
+    metrics = sorted(read_steps(run.metrics), key=lambda record: record["step"])
+    return RunSummary(run, task, ModelProbes(run, task), evaluations, metrics, read_jsonl(run.events))
+
+
+def total_count(values: Sequence[float]) -> int:
+    """Return what a counter reached in all, when it began again at zero wherever it drops."""
+    before_drop = [value for value, after in pairwise([*values, -1.0]) if after < value]
+    return round(sum(before_drop))
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _seconds(event: Record) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()

@@ -1,0 +1,108 @@
+"""A stage: a robot on which learned policies act, nothing stored and nothing learned, looked after as in a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+
+from r3l.config.schema import Config
+from r3l.evaluation.policies import Behaviour
+from r3l.robot.base import Image, Robot, RobotError
+from r3l.robot.monitor import Monitor
+from r3l.robot.scripted_moves import Body
+from r3l.run.goals import Goals
+from r3l.task.base import Task
+
+LOOK_EVERY_S = 1.0
+"""Between two looks at what pauses the robot."""
+MAX_WAIT_S = 600.0
+"""A pause that is not over after so long ends what was begun."""
+
+
+class Rollout:
+    """A robot for episodes of learned policies. Use as a context manager: leaving it relaxes the robot."""
+
+    def __init__(self, config: Config, task: Task, robot: Robot, goals: Goals, say: Callable[[str], None]) -> None:
+        """Take a robot that is not yet connected, and the goal images whose background its camera should see.
+
+        Args:
+            config: of the run whose policies act: its checks, its homing.
+            task: of the run.
+            robot: simulated or real.
+            goals: of the run.
+            say: tells people what was found and what is waited for.
+        """
+        self.task, self._say = task, say
+        self.body = Body(config, task, robot)
+        self._monitor = Monitor(config, self.body, goals, lambda kind, message: say(f"{kind}: {message}"))
+
+    def __enter__(self) -> Self:
+        try:
+            self.body.env.reset()
+        except BaseException:
+            self.body.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.body.close()
+
+    def home(self) -> None:
+        """Move the fingers home, where training does so between episodes."""
+        if self.body.config.phases.between != "nothing":
+            self.body.home()
+
+    def episode(self, behaviour: Behaviour, steps: int) -> list[Image] | None:
+        """Act for so many env steps; return the images seen; None where the robot had to pause: begin anew then.
+
+        What a check leaves out is not shown to the policy, and the action before it is repeated.
+
+        Raises:
+            RobotError: what was found wrong does not pass.
+        """
+        env, monitor = self.body.env, self._monitor
+        monitor.forget()
+        observed, info = env.reset()
+        if not self._is_fit():
+            self._wait()
+            return None
+        behaviour.begin()
+        frames, action = [observed["image"]], np.zeros(0, np.float32)
+        is_fit = True
+        for _ in range(steps):
+            if is_fit:
+                joints = observed["proprioception"][: len(info["applied"])]
+                behaviour.see(observed["image"], joints, info["applied"], info["diagnostic"])
+                action = behaviour.choose()
+            observed, _, _, _, info = env.step(action)
+            is_fit = self._is_fit()
+            if is_fit:
+                frames.append(observed["image"])
+            elif monitor.finding is not None:
+                self._wait()
+                return None
+        return frames
+
+    def _is_fit(self) -> bool:
+        newest = self.body.env.newest
+        assert newest is not None
+        return self._monitor.inspect(newest)
+
+    def _wait(self) -> None:
+        """Relax and wait until what pauses the robot is over, if anything does."""
+        monitor, until_s = self._monitor, time.monotonic() + MAX_WAIT_S
+        if monitor.finding is None:
+            return
+        try:
+            self.body.safe.relax()
+        except RobotError as error:  # its adapter may be away, and come back
+            self._say(str(error))
+        while monitor.finding is not None:
+            if monitor.ends_the_run or time.monotonic() > until_s:
+                raise RobotError(f"{monitor.finding.message}; the robot is relaxed")
+            time.sleep(LOOK_EVERY_S)
+            monitor.look_again()
+        self._say("over; the episode begins anew")

@@ -1,0 +1,119 @@
+"""Pacing: a simulated robot in the time of the clock on the wall, and how well its commands keep that time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from r3l.robot.base import FloatArray, Observation, Punctuality, Robot, RobotSpec, Trouble
+
+ON_TIME_S = 0.005
+"""A command that is written so soon after its time is on time."""
+THINK_SHARE = 0.1
+"""Share of a control period between an observation and the command that follows from it: time to see and to choose."""
+OVERRUN_SHARE = 0.25
+"""A command later than this share of a control period has overrun: the schedule begins anew with it."""
+
+
+class Schedule:
+    """When the next command is due. After an overrun it begins anew, so that no burst of commands makes up for it."""
+
+    def __init__(
+        self,
+        period_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._period_s, self._clock, self._sleep = period_s, clock, sleep
+        self._due_s: float | None = None
+        self.punctuality = Punctuality()
+        self.on_command: Callable[[float], None] = lambda late_s: None
+        """Told how late each command was written, s."""
+
+    def forget(self) -> None:
+        """Begin anew with the next command: after a pause."""
+        self._due_s = None
+
+    def written(self) -> None:
+        """Take note that a command has just been written."""
+        now = self._clock()
+        late_s = 0.0 if self._due_s is None else max(now - self._due_s, 0.0)
+        self._note(late_s)
+        is_anew = self._due_s is None or late_s > OVERRUN_SHARE * self._period_s
+        self._due_s = (now if is_anew or self._due_s is None else self._due_s) + self._period_s
+
+    def wait_to_observe(self) -> None:
+        """Sleep until it is time to look: so early that the next command can be thought of until it is due."""
+        self._sleep_until(THINK_SHARE * self._period_s)
+
+    def wait_to_command(self) -> None:
+        """Sleep until the next command is due."""
+        self._sleep_until(0.0)
+
+    def _sleep_until(self, before_s: float) -> None:
+        if self._due_s is not None:
+            self._sleep(max(self._due_s - before_s - self._clock(), 0.0))
+
+    def _note(self, late_s: float) -> None:
+        found = self.punctuality
+        found.commands += 1
+        found.on_time += late_s <= ON_TIME_S
+        found.overruns += late_s > OVERRUN_SHARE * self._period_s
+        found.worst_late_s = max(found.worst_late_s, late_s)
+        self.on_command(late_s)
+
+
+class RealTime(Robot):
+    """A simulated robot whose control periods take as long as a real one's.
+
+    The simulator works right after the command, and `observe` sleeps until shortly before the period is over: between
+    an observation and the next command there is the policy's thinking alone, as on a robot that measures while moving.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.robot = robot
+        self.schedule = Schedule(1 / robot.spec.control_hz, clock, sleep)
+        self._ahead: Observation | None = None
+        self._seen: Observation | None = None
+        """What was observed since the last command."""
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self.robot.spec
+
+    @property
+    def punctuality(self) -> Punctuality:
+        return self.schedule.punctuality
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return self.robot.troubles
+
+    def connect(self) -> None:
+        self.robot.connect()
+
+    def command(self, target_rad: FloatArray) -> FloatArray:
+        self.schedule.wait_to_command()
+        sent = self.robot.command(target_rad)
+        self.schedule.written()
+        self._ahead, self._seen = self.robot.observe(), None
+        return sent
+
+    def observe(self) -> Observation:
+        if self._ahead is not None:
+            self.schedule.wait_to_observe()
+            self._seen, self._ahead = self._ahead, None
+        return self.robot.observe() if self._seen is None else self._seen
+
+    def relax(self) -> None:
+        self.schedule.forget()
+        self._ahead = self._seen = None
+        self.robot.relax()
+
+    def close(self) -> None:
+        self.robot.close()

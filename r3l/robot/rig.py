@@ -1,0 +1,83 @@
+"""TODO r3l/robot/rig.py."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from r3l.config.convert import from_dict
+from r3l.config.errors import UserError
+from r3l.robot.base import CameraSpec, FloatArray, Joint
+
+SMALLEST_SIDE, MAX_PIXELS = 16, 64_000_000
+
+
+@dataclass(frozen=True)
+class JointRange:
+    """Workspace limits and home position of one joint, rad."""
+
+    min_rad: float
+    max_rad: float
+    home_rad: float
+
+
+@dataclass(frozen=True)
+class Rig:
+    """What a person sets for a robot in front of a task; the `[rig]` table of the task's TOML file."""
+
+    control_hz: float
+    max_step_rad: float
+    """How far a joint's target may move per control period."""
+    camera: CameraSpec
+    joints: dict[str, JointRange]
+    gym: str = ""
+    """Id of the Gymnasium environment behind `--robot gym`; empty on any other rig."""
+
+    @property
+    def limits(self) -> tuple[Joint, ...]:
+        """The workspace limits as joints, in the robot's order."""
+        return tuple(Joint(name, joint.min_rad, joint.max_rad) for name, joint in self.joints.items())
+
+    @property
+    def home_rad(self) -> FloatArray:
+        """Where homing sends the joints: [A] float32, rad."""
+        return np.array([joint.home_rad for joint in self.joints.values()], np.float32)
+
+
+def load_rig(path: Path) -> Rig:
+    """Read a rig from a task's TOML file; UserError names what is wrong with it."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"rig file {path} cannot be read ({error}); expected a TOML file with a [rig] table") from error
+    rig = from_dict(Rig, values.get("rig", {}), "rig.")
+    problem = next(rig_problems(rig), None)
+    if problem is not None:
+        raise UserError(f"rig file {path}: {problem}")
+    return rig
+
+
+def rig_problems(rig: Rig) -> Iterator[str]:
+    """Yield what is wrong with a rig, the key first."""
+    for key in ("control_hz", "max_step_rad"):
+        value = getattr(rig, key)
+        if not 0 < value < math.inf:
+            yield f"rig.{key} is {value}, expected more than 0"
+    if min(rig.camera.width, rig.camera.height) < SMALLEST_SIDE:
+        yield f"rig.camera is {rig.camera.width}x{rig.camera.height} px, expected {SMALLEST_SIDE} a side or more"
+    if not rig.joints:
+        yield "rig.joints is empty, expected at least one"
+    for name, joint in rig.joints.items():
+        if (
+            not -math.inf < joint.min_rad <= joint.home_rad <= joint.max_rad < math.inf
+            or joint.min_rad == joint.max_rad
+        ):
+            yield (
+                f"rig.joints.{name} has min_rad {joint.min_rad}, home_rad {joint.home_rad}, max_rad {joint.max_rad}, "
+                "expected rising"
+            )

@@ -1,0 +1,245 @@
+"""A run directory: everything that belongs to one run, and the lock that keeps two processes out of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from r3l import __version__
+from r3l.config.convert import from_dict, to_dict
+from r3l.config.errors import UserError
+from r3l.config.schema import Config
+from r3l.run.files import MAX_JSON_BYTES, is_inside, read, read_json, remove, strangers, write_file
+from r3l.run.goals import Goals, copy_goals, save_goals
+from r3l.run.jsonl import append_jsonl
+from r3l.run.tensors import CheckpointError, Tensors, load_tensors, save_tensors
+
+FORMAT_VERSION = 1
+LAST_EPOCH_S = 253_402_300_800.0
+"""The year 10000, which no calendar shows."""
+SNAPSHOT = re.compile(r"step-([0-9]{8,18})\.safetensors")
+
+
+class Run:
+    """Paths and small files of a run. `create` makes a new one, `open` an existing one."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.experience = folder / "experience.sqlite"
+        self.truth = folder / "truth.sqlite"
+        self.checkpoints = folder / "checkpoints"
+        self.weights = folder / "weights"
+        self.goals = folder / "goals"
+        self.judge = folder / "judge.safetensors"
+        self.metrics = folder / "metrics.jsonl"
+        self.evaluations = folder / "evaluations.jsonl"
+        self.events = folder / "events.jsonl"
+        self.tensorboard = folder / "tensorboard"
+        self.report = folder / "report.html"
+        self.shared = folder / "board"
+        self.control = folder / "control"
+        self.logs = folder / "logs"
+        self.world = folder / "world"
+        self.acting_weights = folder / "weights" / "acting.safetensors"
+
+    @classmethod
+    def create(cls, folder: Path, config: Config) -> Run:
+        """Make a new run directory and save the resolved config; an existing one is never overwritten."""
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(
+                f"run directory {folder} exists and is never overwritten; choose another --name, or go on with "
+                f"r3l train --resume {folder}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot create run directory {folder} ({error.strerror}); choose another place") from error
+        run = cls(folder, config)
+        run._save_config(config)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run; UserError says why one cannot be used."""
+        path = folder / "config.json"
+        if os.path.lexists(path):
+            _require_own(folder)
+        try:
+            saved = read_json(path)
+            version, values = saved["format"], dict(saved["config"])
+        except OSError as error:
+            raise UserError(f"{folder} is not a run directory: no readable config.json; see runs/ for runs") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); restore it from a copy or start a new run") from error
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{folder} has run format {version!r:.20} (r3l {_word(saved.get('r3l'))}), "
+                f"this r3l {__version__} reads format {FORMAT_VERSION}; install the r3l it is from"
+            )
+        config = from_dict(Config, values)
+        if config.task.endswith(".py") and is_inside(folder, Path(config.task)):
+            raise UserError(
+                f"{folder} brings the task file {config.task!r} along, which would be run; a run directory is data: "
+                "move the file out of it if you trust it"
+            )
+        return cls(folder, config)
+
+    def extended(self, steps: int) -> Run:
+        """Return the run with another number of steps, saved in its config."""
+        return self.changed(replace(self.config, steps=steps))
+
+    def changed(self, config: Config) -> Run:
+        """Return the run with another config, saved."""
+        self._save_config(config)
+        return Run(self.folder, config)
+
+    def set_deadline(self, epoch_s: float | None) -> None:
+        """Keep when the run is to end, also for a process that goes on with it; None: its steps alone say."""
+        write_file(self.folder / "deadline.json", json.dumps({"ends_epoch_s": epoch_s}).encode())
+
+    def deadline(self) -> float | None:
+        """Return when the run is to end (seconds of the epoch); None where only its steps say."""
+        try:
+            ends_epoch_s = float(read_json(self.folder / "deadline.json")["ends_epoch_s"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None
+        return ends_epoch_s if 0 <= ends_epoch_s < LAST_EPOCH_S else None
+
+    def replace_goals(self, goals: Goals) -> None:
+        """Learn from other goal images from now on; the folder is whole at every moment but one, and then set aside."""
+        fresh, old = self.folder / "goals.new", self.folder / "goals.old"
+        for left_over in (fresh, old):
+            remove(left_over)
+        meta = goals.meta
+        save_goals(
+            fresh, goals.train, goals.held_out, task=meta.task, robot=meta.robot, source=meta.source, camera=meta.camera
+        )
+        self.goals.rename(old)
+        fresh.rename(self.goals)
+        remove(old)
+
+    @property
+    def rig(self) -> Path | None:
+        """The run's copy of its robot's rig file; None where the robot has none."""
+        path = self.folder / "rig.toml"
+        return path if path.exists() else None
+
+    def keep_rig(self, path: Path) -> None:
+        """Copy a rig file into the run, in place of the one it has."""
+        write_file(self.folder / "rig.toml", read(path, MAX_JSON_BYTES))
+
+    def keep_goals(self, folder: Path) -> None:
+        """Copy a goal folder into the run, which from then on needs nothing outside itself."""
+        copy_goals(folder, self.goals)
+
+    def _save_config(self, config: Config) -> None:
+        saved = {"format": FORMAT_VERSION, "r3l": __version__, "config": to_dict(config)}
+        write_file(self.folder / "config.json", json.dumps(saved, indent=2).encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the run's lock and yield its descriptor; UserError names the process that holds it already.
+
+        The system frees it when this process and all that inherited the descriptor are gone, however they ended.
+        """
+        with self._open_lock() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{self.folder} is in use by process {_number(file.read(32)) or 'unknown'}; stop it, or wait for it"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield file.fileno()
+
+    def _open_lock(self) -> IO[str]:
+        """Open the file of the lock, and never what a link of that name leads to."""
+        path = self.folder / "lock"
+        try:
+            return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); remove it") from error
+
+    def holder(self) -> int | None:
+        """Return the process that took the lock, while it is held; None when it is free."""
+        try:
+            with (self.folder / "lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return None
+        except BlockingIOError:
+            with (self.folder / "lock").open() as file:
+                return _number(file.read(32))
+        except OSError:
+            return None
+
+    def event(self, kind: str, message: str) -> None:
+        """Append to events.jsonl: what happened, for people."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        append_jsonl(self.events, {"time": stamp, "kind": kind, "message": message})
+
+    def snapshot_path(self, step: int) -> Path:
+        """Return where the weights published at `step` are."""
+        return self.weights / f"step-{step:08d}.safetensors"
+
+    def published(self) -> list[int]:
+        """Return the steps of all published weights, oldest first."""
+        found = (SNAPSHOT.fullmatch(path.name) for path in self.weights.glob("step-*.safetensors"))
+        return sorted(int(name[1]) for name in found if name)
+
+    def snapshots(self) -> list[int]:
+        """Return the steps of all published weights, oldest first; UserError when there are none yet."""
+        steps = self.published()
+        if not steps:
+            raise UserError(f"{self.folder} has published no weights yet; train it further first")
+        return steps
+
+    def newest_snapshot(self) -> int:
+        """Return the step of the newest published weights; UserError when there are none yet."""
+        return self.snapshots()[-1]
+
+    def save_weights(self, step: int, tensors: Tensors) -> None:
+        """Publish the weights to be evaluated at `step`."""
+        self.weights.mkdir(exist_ok=True)
+        save_tensors(self.snapshot_path(step), tensors, {"step": step})
+
+    def read_weights(self, step: int) -> Tensors:
+        """Return the weights published at `step`."""
+        try:
+            return load_tensors(self.snapshot_path(step))[0]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"weights {self.snapshot_path(step)} cannot be read ({error})") from error
+
+
+def _require_own(folder: Path) -> None:
+    """Raise UserError where a run directory leads out of itself: it may come from anyone, and is written to."""
+    for path, reason in strangers(folder):
+        raise UserError(f"{folder} cannot be used: {str(path.relative_to(folder))!r} in it: {reason}")
+
+
+def _word(value: object) -> str:
+    """Return what somebody's file says, short and on one line."""
+    return " ".join(str(value).split())[:20]
+
+
+def _number(text: str) -> int:
+    """Return the number of a process that a lock names, 0 for anything else."""
+    return int(text) if text.strip().isdecimal() else 0
+
+
+def free_name(parent: Path, task: str) -> Path:
+    """Return the first of parent/TASK-1, parent/TASK-2, … that does not exist."""
+    number = 1
+    while (parent / f"{task}-{number}").exists():
+        number += 1
+    return parent / f"{task}-{number}"

@@ -1,0 +1,114 @@
+"""Files from elsewhere: a run directory may come from anyone, so it is data: sized before it is read, never left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+MIB, GIB = 1 << 20, 1 << 30
+MAX_JSON_BYTES = 16 * MIB
+MAX_LINE_BYTES = 256
+"""Of a file that holds a name or a number."""
+
+
+def open_sized(path: Path, most: int) -> BufferedReader:
+    """Open a file to be read, in bytes.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a pipe, a device or a folder, or has more than `most` bytes.
+    """
+    # A pipe that nobody writes to would keep the caller waiting.
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115
+    try:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is no file")
+        if found.st_size > most:
+            raise ValueError(f"{path.name} is larger than {_amount(most)}, which none of a run is")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read(path: Path, most: int) -> bytes:
+    """Return what a file holds; raises what `open_sized` does, before anything is read."""
+    with open_sized(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # `most` would be allocated, however small the file
+
+
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """Return the JSON in a file; raises what `open_sized` does, and ValueError where it holds none."""
+    try:
+        return json.loads(read(path, most))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Return whether a path, all links followed, is `folder` or below it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what has no business in a run directory, and why: links, pipes and devices.
+
+    The folder itself may be reached through a link. What vanishes meanwhile is nobody's concern.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if stat.S_ISLNK(mode):  # one that stays inside would let two files be one
+                where = "a link" if is_inside(folder, path) else "a link out of the run directory"
+                yield path, f"it is {where}; put there what it leads to"
+            elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                yield path, "it is neither a file nor a folder; remove it"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link but never what it leads to; nothing is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _amount(size: int) -> str:
+    return f"{size} bytes" if size < MIB else f"{size / MIB:.0f} MiB"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that it exists whole, on the disk, or not at all."""
+    part = path.with_name(path.name + ".part")
+    remove(part)
+    with part.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    sync_folder(path.parent)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

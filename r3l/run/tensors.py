@@ -1,0 +1,77 @@
+"""TODO r3l/run/tensors.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from r3l.run.files import GIB, one_line, open_sized, write_file
+
+MAX_TENSOR_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES = 8 * GIB, 4096, 256
+
+
+Tensors = dict[str, Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says which and why."""
+
+
+def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
+    """Write tensors and JSON into one safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(path, save(contiguous, {"meta": json.dumps(meta)}))
+
+
+def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors of a safetensors file and the texts in its header.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is too large, or is no safetensors file.
+    """
+    open_sized(path, MAX_TENSOR_BYTES).close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def require_finite(tensors: Tensors) -> None:
+    """Raise CheckpointError naming the first tensor with a number that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"tensor {name} holds numbers that are not finite; no checkpoint of it is kept")
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> Tensors:
+    """Return an optimiser's state as tensors named INDEX.KEY, its parameters counted in order."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Restore what `optimiser_tensors` returned."""
+    whole = optimiser.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def with_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    """Return the tensors renamed PREFIX/NAME."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def under_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    """Return the tensors below PREFIX/ without it."""
+    start = prefix + "/"
+    return {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -1,0 +1,142 @@
+"""Find robots and tasks by name, this project's and those of other installed packages."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from r3l.config.convert import nearest
+from r3l.config.errors import UserError
+from r3l.robot.base import Robot, RobotError, SimulatedRobot
+from r3l.robot.env import RobotEnv
+from r3l.robot.safety import SafeRobot
+from r3l.task.base import Task
+
+if TYPE_CHECKING:
+    from r3l.run.directory import Run
+
+EXTRAS = {"serial": "dynamixel", "cv2": "camera", "gymnasium": "gym"}
+"""Extras of this package by what is missing without them."""
+
+
+class RobotFactory(Protocol):
+    """What an entry point of group `r3l.robots` names."""
+
+    def __call__(self, task: Task, *, diagnostic: bool = False) -> Robot:
+        """Build the robot for a task's rig, not yet connected.
+
+        A robot that people wire up and calibrate also takes `rig: Path | None = None`, the file that --rig names.
+        """
+        ...
+
+
+def _found(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _load(group: str, kind: str, name: str) -> object:
+    found = _found(group)
+    if name not in found:
+        raise UserError(f"unknown {kind} {name!r}; {nearest(name, found)} (r3l {kind}s lists them)")
+    try:
+        return found[name].load()
+    except ModuleNotFoundError as error:
+        missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
+        if error.name in ("pybullet", "pybullet_utils"):
+            missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
+        elif error.name in EXTRAS:
+            missing += f"; pip install 'r3l[{EXTRAS[error.name]}]'"
+        raise UserError(missing) from error
+
+
+def task_names() -> list[str]:
+    """Return the names of all installed tasks."""
+    return sorted(_found("r3l.tasks"))
+
+
+def robot_names() -> list[str]:
+    """Return the names of all installed robots."""
+    return sorted(_found("r3l.robots"))
+
+
+def load_task(name: str) -> Task:
+    """Return a task by name, or from the Python file that `name` is the path of; UserError says what is wrong."""
+    kind = _task_in(Path(name)) if name.endswith(".py") else _load("r3l.tasks", "task", name)
+    assert callable(kind)
+    try:
+        task = kind()
+    except TypeError as error:
+        raise UserError(f"task {name!r} cannot be made: {error}; docs/new-task.md says what a task has") from error
+    assert isinstance(task, Task)
+    problem = next(task.problems(), None)
+    if problem is not None:
+        raise UserError(f"task {name!r}: {problem}; mend it (docs/new-task.md)")
+    return task
+
+
+def _task_in(path: Path) -> type[Task]:
+    """Return the one task that a Python file defines."""
+    if not path.is_file():
+        raise UserError(f"task file {str(path)!r} does not exist; expected a Python file with a Task: check the path")
+    spec = spec_from_file_location(f"r3l_task_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # anything may come out of somebody's file
+        raise UserError(
+            f"task file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}; mend it"
+        ) from error
+    found = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Task)]
+    own = [kind for kind in found if kind.__module__ == module.__name__]
+    if len(own) != 1:
+        names = ", ".join(kind.__name__ for kind in own) or "none"
+        raise UserError(f"task file {str(path)!r} defines {names}, expected one subclass of r3l.task.Task")
+    return own[0]
+
+
+def load_robot(name: str, task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Robot:
+    """Return a robot by name for a task, and for its rig file where it has one; UserError names the nearest one."""
+    factory = _load("r3l.robots", "robot", name)
+    assert callable(factory)
+    if rig is None:
+        robot = factory(task, diagnostic=diagnostic)
+    elif "rig" in signature(factory).parameters:
+        robot = factory(task, diagnostic=diagnostic, rig=rig)
+    else:
+        raise UserError(f"robot {name!r} has no rig file; leave --rig out, or name the robot it is for with --robot")
+    assert isinstance(robot, Robot)
+    return robot
+
+
+def robot_of(run: Run) -> Robot:
+    """Return the robot of a run, not yet connected."""
+    config = run.config
+    robot = load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=run.rig)
+    return varied(robot, config.randomize, config.seed)
+
+
+def varied(robot: Robot, level: str, seed: int) -> Robot:
+    """Return a robot whose world varies from now on; UserError where it cannot."""
+    if level == "none":
+        return robot
+    try:
+        if not isinstance(robot, SimulatedRobot):
+            raise RobotError("a real robot varies by itself; --randomize needs --robot twin")
+        robot.vary(level, seed)
+    except RobotError as error:
+        raise UserError(str(error)) from error
+    return robot
+
+
+def make(task: str, robot: str = "twin", *, render_mode: str | None = None) -> RobotEnv:
+    """Build `r3l/TASK-v0`: a task's robot behind its rig's safety limits."""
+    known = load_task(task)
+    rig = known.rig
+    return RobotEnv(SafeRobot(load_robot(robot, known), rig.limits, rig.max_step_rad), render_mode)

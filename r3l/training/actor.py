@@ -1,0 +1,209 @@
+"""The actor: explore, then task and perturbation episodes in turn; every observation goes to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from r3l.config.schema import PhasesConfig
+from r3l.models.policy import Policies
+from r3l.robot.base import FloatArray, Observation
+from r3l.robot.env import HOLD_STEPS, Observed, RobotEnv
+from r3l.run.experience import PHASES, Row
+from r3l.run.tensors import Tensors, under_prefix, with_prefix
+
+
+class Store(Protocol):
+    """Where observations go: the experience store, or a thread that writes to it."""
+
+    def append(self, row: Row) -> object:
+        """Keep a row."""
+        ...
+
+    def steps(self) -> int:
+        """Return the number of env steps kept."""
+        ...
+
+    def last(self) -> tuple[int, int]:
+        """Return the newest row's sequence and segment."""
+        ...
+
+
+class Phases:
+    """Which phase comes next: exploration first, then task and perturbation by their share."""
+
+    def __init__(self, config: PhasesConfig) -> None:
+        self._config = config
+        self.credit = 0.0
+        """Perturbations owed."""
+        self.least_share = 0.0
+        """Share of perturbations that is kept whatever the config says: raised while the object is stuck."""
+
+    def next(self, steps: int) -> tuple[str, int]:
+        """Return the phase that begins after `steps` env steps, and its length in env steps."""
+        config = self._config
+        if steps < config.exploration_steps:
+            return "exploration", min(config.task_steps, config.exploration_steps - steps)
+        self.credit += max(config.perturbation_share, self.least_share)
+        if self.credit >= 1.0:
+            self.credit -= 1.0
+            return "perturbation", config.perturbation_steps
+        return "task", config.task_steps
+
+
+@dataclass
+class Episode:
+    """Where the actor is inside the current episode."""
+
+    phase: str
+    length: int
+    step: int = 0
+
+
+class Actor:
+    """Acts on a reset-free environment, one env step per `step`, and stores what it sees.
+
+    `between` runs between episodes (homing, mostly); where it returns True it did something, and a new segment begins.
+    `inspect` says whether an observation is fit to be learned from; others are left out, and a new segment begins.
+    """
+
+    def __init__(
+        self,
+        env: RobotEnv,
+        store: Store,
+        policies: Policies,
+        config: PhasesConfig,
+        *,
+        seed: int,
+        between: Callable[[], bool] | None,
+        inspect: Callable[[Observation], bool] = lambda observation: True,
+    ) -> None:
+        self._env, self._store, self._policies = env, store, policies
+        self._between, self._inspect = between, inspect
+        self.phases = Phases(config)
+        self.rng = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps = store.steps()
+        self.segment = store.last()[1]
+        self.segment_step = -1
+        """Steps in the current segment; below 0 a new one is due."""
+        self.episode: Episode | None = None
+        self._held = np.zeros(0, np.float32)
+
+    def step(self) -> Row | None:
+        """Take one env step and return its stored row; None where what was seen is unfit to be learned from."""
+        if self.episode is None and not self._begin_episode():
+            return None
+        if self.segment_step < 0 and not self.begin_segment(self._current.phase):
+            return None
+        episode = self._current
+        observed, _, _, _, info = self._env.step(self._choose(episode))
+        if not self._is_fit():
+            self.break_segment()
+            return None
+        self.segment_step += 1
+        self.steps += 1
+        episode.step += 1
+        row = self._keep(observed, info, episode.phase)
+        if episode.step >= episode.length:
+            self.episode = None
+        return row
+
+    def begin_segment(self, phase: str) -> bool:
+        """Observe without moving; nothing before joins onto what follows. False: what was seen is unfit."""
+        observed, info = self._env.reset()
+        if not self._is_fit():
+            return False
+        self.segment += 1
+        self.segment_step = 0
+        self._policies.begin()
+        self._keep(observed, info | {"requested": np.zeros_like(info["applied"])}, phase)
+        return True
+
+    def break_segment(self) -> None:
+        """Let a new segment begin with the next step: something came in between."""
+        self.segment_step = -1
+
+    def break_off(self) -> None:
+        """Let a new episode begin with the next step: the robot was moved, or left alone for a while."""
+        self.episode = None
+        self.break_segment()
+
+    @property
+    def _current(self) -> Episode:
+        assert self.episode is not None
+        return self.episode
+
+    def _is_fit(self) -> bool:
+        newest = self._env.newest
+        assert newest is not None
+        return self._inspect(newest)
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return what a new process needs to go on in the same episode: tensors, and JSON values."""
+        tensors = with_prefix("window", self._policies.state())
+        tensors["generator"] = self.generator.get_state()
+        tensors["held"] = torch.from_numpy(self._held)
+        meta = {
+            "steps": self.steps,
+            "segment": self.segment,
+            "segment_step": self.segment_step,
+            "credit": self.phases.credit,
+            "episode": asdict(self.episode) if self.episode else None,
+            "rng": self.rng.bit_generator.state,
+        }
+        return tensors, meta
+
+    def restore(self, tensors: Tensors, meta: dict[str, Any], *, same_segment: bool) -> None:
+        """Go on from `state`. Without `same_segment` (the robot moved on since) a new episode begins.
+
+        Steps and segments are always the store's: it may know more than the checkpoint.
+        """
+        self.generator.set_state(tensors["generator"])
+        self.rng.bit_generator.state = meta["rng"]
+        self.phases.credit = meta["credit"]
+        if same_segment:
+            self._policies.restore(under_prefix("window", tensors))
+            self._held = tensors["held"].numpy()
+            self.segment_step = meta["segment_step"]
+            self.episode = Episode(**meta["episode"]) if meta["episode"] else None
+
+    def _begin_episode(self) -> bool:
+        """Choose what comes and do what is done before it; False where the robot is in no state to be moved."""
+        if self._env.robot.newest_target is None:  # it was relaxed: nobody knows what it feels like now
+            self._env.reset()
+            if not self._is_fit():
+                return False
+        phase, length = self.phases.next(self.steps)
+        self.episode = Episode(phase, length)
+        if self._between is not None and self._between():
+            self.break_segment()
+        return True
+
+    def _choose(self, episode: Episode) -> FloatArray:
+        if episode.phase != "exploration":
+            return self._policies.act(episode.phase, self.generator)
+        if episode.step % HOLD_STEPS == 0:
+            self._held = self.rng.uniform(-1, 1, self._env.action_space.shape).astype(np.float32)
+        return self._held
+
+    def _keep(self, observed: Observed, info: Mapping[str, Any], phase: str) -> Row:
+        joints = observed["proprioception"][: len(info["applied"])]
+        row = Row(
+            segment=self.segment,
+            step=self.segment_step,
+            phase=PHASES.index(phase),
+            image=observed["image"],
+            proprioception=joints,
+            requested=info["requested"],
+            applied=info["applied"],
+            diagnostic=info["diagnostic"],
+            time_s=info["time_s"],
+        )
+        self._store.append(row)
+        self._policies.see(row.image, row.proprioception, row.applied, row.diagnostic)
+        return row

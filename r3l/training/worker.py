@@ -1,0 +1,164 @@
+"""What a supervised process begins with: `python -m r3l.training.worker ROLE RUN`; people call r3l instead."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from r3l.config.errors import UserError
+from r3l.models.torch_setup import tune_process
+from r3l.robot.base import RobotError
+from r3l.run.directory import Run
+from r3l.run.experience import StoreError
+from r3l.run.tensors import CheckpointError
+from r3l.training.shared_status import SharedStatus, State
+
+ORPHAN_LIMIT_S = 5.0
+"""A process without a supervisor has so long to relax the robot and end."""
+SWITCH_S = 1e-4
+"""The actor's control thread waits so long at most for Python's other threads, which take weights up and write rows."""
+ENDED, BROKEN = 0, 1
+
+
+class Lifeline:
+    """Knows whether this process is to end: by a signal, or because its supervisor is gone."""
+
+    def __init__(self, parent: int | None) -> None:
+        """`parent` is the reading end of a pipe whose other end only the supervisor holds."""
+        self._is_cut = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._cut)
+        if parent is not None:
+            threading.Thread(target=self._wait, args=(parent,), name="lifeline", daemon=True).start()
+
+    def is_cut(self) -> bool:
+        """Return whether to end now."""
+        return self._is_cut
+
+    def _cut(self, number: int, frame: FrameType | None) -> None:
+        self._is_cut = True
+
+    def _wait(self, parent: int) -> None:
+        os.read(parent, 1)
+        self._is_cut = True
+        threading.Event().wait(ORPHAN_LIMIT_S)
+        os._exit(BROKEN)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one role of a run; return 0 when it has ended as it should."""
+    parser = argparse.ArgumentParser(prog="python -m r3l.training.worker", description=__doc__)
+    parser.add_argument("role", choices=list(ROLES))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--parent", type=int, help="descriptor of the supervisor's lifeline")
+    parser.add_argument("--step", type=int, default=0, help="published weights to evaluate")
+    options = parser.parse_args(arguments)
+    tune_process()
+    try:
+        return ROLES[options.role](Run.open(options.run), Lifeline(options.parent).is_cut, options.step)
+    except (UserError, CheckpointError, StoreError, RobotError, OSError) as error:
+        print(f"r3l {options.role}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return BROKEN
+
+
+def act(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+    """Be the run's actor."""
+    from r3l.training.actor_loop import ActorProcess, await_room
+
+    shared = begin(run, "actor")
+    sys.setswitchinterval(SWITCH_S)
+    if not is_timed(run):
+        os.nice(5)  # the learner sets the pace
+    await_room(run, shared, is_cut)
+    with ActorProcess(run, shared, is_cut) as process:
+        process.run()
+    return ENDED
+
+
+def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+    """Be the run's learner."""
+    from r3l.training.learner_loop import LearnerProcess
+
+    shared = begin(run, "learner")
+    if is_timed(run):
+        give_way()
+    with LearnerProcess(run, shared, is_cut) as process:
+        process.work()
+    return ENDED
+
+
+def is_timed(run: Run) -> bool:
+    """Return whether the run's robot keeps the time of the clock on the wall: then commands come first."""
+    from r3l.robot.scripted_moves import keeps_real_time
+    from r3l.task.registry import robot_of
+
+    return keeps_real_time(run.config, robot_of(run))
+
+
+def give_way() -> None:
+    """Run only while nobody else wants to: a process of the usual kind is never kept waiting by this one.
+
+    The least priority alone is not enough: Linux lets the running process finish its time slice of some milliseconds.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
+
+
+def evaluate(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+    """Evaluate published weights in a simulated robot of this process, for the success curve."""
+    from r3l.evaluation.curve import evaluate_snapshot, make_evaluator
+
+    os.nice(10)
+    evaluator = make_evaluator(run)
+    try:
+        evaluate_snapshot(run, step, evaluator)
+    finally:
+        evaluator.close()
+    return ENDED
+
+
+def report(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+    """Write the run's report."""
+    from r3l.evaluation.report import write_report
+
+    os.nice(10)
+    write_report(run, run.report)
+    return ENDED
+
+
+def relax(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+    """Relax the run's robot from a process that has nothing else to do with it."""
+    from r3l.task.registry import robot_of
+
+    robot_of(run).relax_for()
+    return ENDED
+
+
+def begin(run: Run, role: str) -> SharedStatus:
+    """Sign in on the run's board."""
+    shared = SharedStatus(run.shared)
+    shared[f"{role}.ready"] = 0
+    shared[f"{role}.pid"] = os.getpid()
+    shared[f"{role}.state"] = State.STARTING
+    shared.add(f"{role}.progress")
+    return shared
+
+
+ROLES: dict[str, Callable[[Run, Callable[[], bool], int], int]] = {
+    "actor": act,
+    "learner": learn,
+    "evaluate": evaluate,
+    "report": report,
+    "relax": relax,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""An object that moves no more is noticed in images alone, and answered step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pybullet
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.night import SMALL, goal_images
+from r3l.config.schema import Check, ChecksConfig, Config, PersistenceConfig
+from r3l.hardware.twin import Twin
+from r3l.robot.base import FloatArray, Image, Observation
+from r3l.robot.env import RobotEnv
+from r3l.robot.monitor import GOOD_LOOKS, MAX_SKIPPED, Monitor
+from r3l.robot.safety import SafeRobot
+from r3l.robot.scripted_moves import Body, move
+from r3l.robot.stuck import StuckDetector
+from r3l.task.registry import load_robot, load_task
+
+TASKS = ("valve", "beads", "reposition")
+CONFIG = PersistenceConfig(after_steps=600, step_every=200)
+
+
+class Scene:
+    """Two fingers, drawn as bars where their joints are, wave before a square object."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.place = 10
+        self.step = 0
+
+    def run(self, persistence: StuckDetector, steps: int) -> list[int]:
+        """Return the level after each of some steps."""
+        levels = []
+        for _ in range(steps):
+            joints = self.rng.uniform(-1, 1, 4).astype(np.float32)
+            persistence.look(self.picture(joints), joints, self.step)
+            self.step += 1
+            levels.append(persistence.level)
+        return levels
+
+    def picture(self, joints: FloatArray) -> Image:
+        image = np.full((64, 64, 3), 90, np.uint8)
+        image[24:40, self.place : self.place + 16] = (200, 40, 40)
+        for across, down in joints.reshape(2, 2):
+            column, row = int(28 + 28 * across), int(32 + 30 * down)
+            image[:row, column : column + 8] = 30
+        return image
+
+
+def test_levels_rise_with_every_answer_that_did_not_help_up_to_the_last() -> None:
+    persistence = StuckDetector(CONFIG)
+    levels = Scene().run(persistence, 1400)
+    assert [levels.index(level) for level in (1, 2, 3)] == [600, 800, 1000]
+    assert max(levels) == levels[-1] == 3
+
+
+def test_the_message_says_what_is_seen_and_what_is_answered() -> None:
+    persistence, scene = StuckDetector(CONFIG), Scene()
+    assert persistence.message == ""
+    for steps, words in ((601, "more perturbation"), (200, "sweep"), (200, "pauses until people")):
+        scene.run(persistence, steps)
+        assert words in persistence.message
+        assert f"for {scene.step - 1} env steps (persistence.after_steps 600)" in persistence.message
+        assert "\n" not in persistence.message
+
+
+def test_an_object_seen_to_move_takes_back_every_answer_at_once() -> None:
+    persistence, scene = StuckDetector(CONFIG), Scene()
+    scene.run(persistence, 1100)
+    scene.place += 16
+    levels = scene.run(persistence, 250)
+    assert levels[0] == 3
+    assert levels[-1] == 0
+    assert set(levels) == {0, 3}
+    assert persistence.message == "the object moves again; training goes on as usual"
+
+
+def test_the_object_is_given_its_whole_time_again_after_people_looked() -> None:
+    persistence, scene = StuckDetector(CONFIG), Scene()
+    scene.run(persistence, 1100)
+    persistence.restart(scene.step)
+    assert persistence.level == 0
+    levels = scene.run(persistence, 700)
+    assert levels.index(1) == 600
+
+
+def test_steps_in_the_dark_count_neither_for_nor_against_motion() -> None:
+    persistence, scene = StuckDetector(CONFIG), Scene()
+    scene.run(persistence, 500)
+    for _ in range(2000):
+        persistence.overlook()
+        scene.step += 1
+    levels = scene.run(persistence, 200)
+    assert levels.index(1) == 100
+
+
+def test_who_goes_on_in_the_dark_is_not_said_to_be_stuck() -> None:
+    config = replace(SMALL, robot="fake", persistence=CONFIG, checks=ChecksConfig(dark=Check(12.0, "warn")))
+    task, images = load_task("valve"), goal_images()[0]
+    body, joints = Body(config, task, load_robot(config.robot, task)), task.rig.home_rad
+    events: list[str] = []
+    goals: Any = SimpleNamespace(train=images)
+    row: Any = SimpleNamespace(image=images[0], proprioception=joints)
+    actor: Any = SimpleNamespace(steps=0, phases=SimpleNamespace(least_share=0.0))
+    monitor = Monitor(config, body, goals, lambda kind, message: events.append(kind))
+    for actor.steps in range(3000):
+        time_s = actor.steps / body.robot.spec.control_hz
+        assert monitor.inspect(Observation(np.zeros((64, 64, 3), np.uint8), joints, time_s, np.zeros(0, np.float32)))
+        monitor.after_step(row, actor)
+    assert events == ["check-dark"]
+
+
+def test_too_many_observations_left_out_in_a_row_pause_until_good_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("valve")
+    body = Body(SMALL, task, load_robot("fake", task))
+    events: list[str] = []
+    goals: Any = SimpleNamespace(train=goal_images()[0])
+    monitor = Monitor(SMALL, body, goals, lambda kind, message: events.append(kind))
+
+    def seen(joints: FloatArray) -> Observation:
+        return Observation(goals.train[0], joints, 0.0, np.zeros(0, np.float32))
+
+    good, bad = seen(task.rig.home_rad), seen(np.full(9, np.nan, np.float32))
+    for count in range(1, MAX_SKIPPED):
+        assert not monitor.inspect(bad)
+        assert monitor.finding is None, count
+    assert monitor.inspect(good)
+    for _ in range(MAX_SKIPPED):
+        monitor.inspect(bad)
+    assert monitor.finding is not None
+    assert not monitor.ends_the_run
+    body.safe.connect()
+    for looks, joints in ((5, bad.joint_rad), (GOOD_LOOKS, good.joint_rad)):
+        monkeypatch.setattr(body.safe, "observe", partial(seen, joints))
+        assert monitor.finding is not None
+        for _ in range(looks):
+            monitor.look_again()
+    assert monitor.finding is None
+    assert events == ["check-joint_impossible"] * 2
+    body.close()
+
+
+def care_of(config: Config, events: list[str]) -> tuple[Monitor, NDArray[np.uint8]]:
+    images = goal_images()[0]
+    goals: Any = SimpleNamespace(train=images)
+    body = Body(config, load_task("valve"), load_robot("fake", load_task("valve")))
+    body.safe.connect()
+    return Monitor(config, body, goals, lambda kind, message: events.append(f"{kind}: {message}")), images
+
+
+def test_a_light_that_flickers_is_told_now_and_then_and_counted_always() -> None:
+    events: list[str] = []
+    monitor, images = care_of(replace(SMALL, checks=ChecksConfig(dark=Check(12.0, "warn"))), events)
+    joints, nothing = load_task("valve").rig.home_rad, np.zeros(0, np.float32)
+    for step in range(600 * 10):  # ten minutes at 10 Hz, dark for a second, bright for a second
+        image = images[step % 20] // (64 if step // 10 % 2 else 1)
+        monitor.inspect(Observation(image, joints + 1e-3 * (step % 7), step / 10, nothing))
+    assert monitor.checks.counts["dark"] == 3000
+    assert 18 <= len(events) <= 22
+
+
+def test_what_goes_wrong_while_something_else_is_wrong_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monitor, images = care_of(replace(SMALL, checks=ChecksConfig()), events)
+    good, nothing = load_task("valve").rig.home_rad, np.zeros(0, np.float32)
+
+    def look(image: NDArray[np.uint8], joints: FloatArray, time_s: float) -> None:
+        monkeypatch.setattr(monitor._body.safe, "observe", lambda: Observation(image, joints, time_s, nothing))
+        monitor.look_again()
+
+    monitor.inspect(Observation(images[0] // 64, good, 0.0, nothing))
+    assert monitor.finding is not None
+    assert monitor.finding.name == "dark"
+    look(images[1], np.full(9, np.nan, np.float32), 1.0)
+    assert monitor.finding.name == "joint_impossible"
+    for second in range(GOOD_LOOKS):
+        assert monitor.finding is not None
+        look(images[second], good + 1e-3 * np.float32(second), 2.0 + second)
+    assert monitor.finding is None
+    kinds = [event.split(":")[0] for event in events]
+    assert kinds == ["check-dark", "check-joint_impossible"] * 2
+    assert all("over" in event for event in events[2:])
+
+
+def test_after_people_freed_the_object_perturbation_is_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monitor, images = care_of(replace(SMALL, persistence=CONFIG), events)
+    row: Any = SimpleNamespace(image=images[0], proprioception=np.zeros(9, np.float32))
+    actor: Any = SimpleNamespace(steps=0, phases=SimpleNamespace(least_share=0.0))
+    monkeypatch.setattr(StuckDetector, "look", lambda self, *given: None)
+    monitor.persistence.level = 3
+    monitor.after_step(row, actor)
+    assert actor.phases.least_share > 0
+    assert monitor.is_stuck
+    monitor.resume(0)
+    assert monitor.persistence.level == 0
+    monitor.after_step(row, actor)
+    assert actor.phases.least_share == 0
+
+
+def test_a_sweep_is_made_also_where_nothing_is_done_between_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, _ = care_of(SMALL, [])
+    swept: list[bool] = []
+    monkeypatch.setattr(monitor._body, "sweep", lambda: swept.append(True))
+    between = monitor.between(None)
+    assert not between()
+    monitor._level = 2
+    assert between()
+    assert swept == [True]
+
+
+def test_nobody_looks_where_the_config_says_so() -> None:
+    persistence = StuckDetector(PersistenceConfig(after_steps=0))
+    assert set(Scene().run(persistence, 100)) == {0}
+
+
+def test_a_world_that_moves_while_the_fingers_rest_is_seen_to_move() -> None:
+    persistence, scene = StuckDetector(CONFIG), Scene()
+    joints = np.zeros(4, np.float32)
+    for step in range(900):
+        scene.place = 20 + int(15 * np.sin(step))
+        persistence.look(scene.picture(joints), joints, step)
+        assert persistence.level == 0
+
+
+# On the twin
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A twin whose fingers move at random, and come home every 50 steps."""
+
+    task: str
+    freezes: bool
+    seed: int = 0
+
+    def run(self, steps: int, config: PersistenceConfig, turn: Callable[[Twin, int], None] | None = None) -> list[int]:
+        """Return the level after each step; `turn` may move a frozen object before each."""
+        task = load_task(self.task)
+        twin = load_robot("twin", task)
+        assert isinstance(twin, Twin)
+        safe = SafeRobot(twin, task.rig.limits, task.rig.max_step_rad)
+        env, rng, persistence = RobotEnv(safe), np.random.default_rng(self.seed), StuckDetector(config)
+        levels = []
+        try:
+            env.reset()
+            twin.place(task.random_states(1, rng)[0])
+            safe.forget()
+            if self.freezes:
+                freeze(twin)
+            for step in range(steps):
+                if step % 50 == 0:
+                    move(safe, task.rig.home_rad, 8)
+                if turn is not None:
+                    turn(twin, step)
+                if step % 3 == 0:
+                    action = rng.uniform(-1, 1, 9).astype(np.float32)
+                observed, *_ = env.step(action)
+                persistence.look(observed["image"], observed["proprioception"][:9], step)
+                levels.append(persistence.level)
+        finally:
+            env.close()
+        return levels
+
+
+def freeze(twin: Twin) -> None:
+    """Fix the object where it is."""
+    client, body = twin._connected(), twin.scene.bodies[0]
+    client.changeDynamics(body, -1, mass=0)
+    for joint in range(client.getNumJoints(body)):
+        place = client.getJointState(body, joint)[0]
+        client.setJointMotorControl2(body, joint, pybullet.POSITION_CONTROL, targetPosition=place, force=1e4)
+
+
+def turn_valve(twin: Twin, degrees: float) -> None:
+    body = twin.scene.bodies[0]
+    angle = twin._connected().getJointState(body, 0)[0] + np.radians(degrees)
+    twin.scene.place(np.array([angle], np.float32))
+    freeze(twin)
+
+
+def test_a_valve_that_cannot_turn_is_stuck() -> None:
+    levels = Hand("valve", freezes=True).run(750, PersistenceConfig(600, 100))
+    assert [levels.index(level) for level in (1, 2)] == [600, 700]
+
+
+def test_a_valve_that_turned_by_fifteen_degrees_moved() -> None:
+    def turn(twin: Twin, step: int) -> None:
+        if step == 400:
+            turn_valve(twin, 15)
+
+    levels = Hand("valve", freezes=True).run(640, PersistenceConfig(390, 1000), turn)
+    assert set(levels[390:400]) == {1}
+    assert levels[-1] == 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_fingers_play_moves_the_object(task: str) -> None:
+    assert set(Hand(task, freezes=False).run(560, PersistenceConfig(550, 100))) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_an_object_that_cannot_move_is_stuck_however_the_fingers_wave(task: str) -> None:
+    levels = Hand(task, freezes=True, seed=1).run(4600, PersistenceConfig())
+    assert [levels.index(level) for level in (1, 2)] == [3000, 4500]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_ordinary_play_is_never_stuck(task: str) -> None:
+    assert set(Hand(task, freezes=False, seed=1).run(4000, PersistenceConfig(1000, 100))) == {0}
+
+
+@pytest.mark.slow
+def test_motion_every_five_hundred_steps_is_enough() -> None:
+    def turn(twin: Twin, step: int) -> None:
+        if step % 500 == 499:
+            turn_valve(twin, 15)
+
+    assert set(Hand("valve", freezes=True).run(4000, PersistenceConfig(1500, 100), turn)) == {0}
