@@ -149,7 +149,7 @@ def make_record(arm: Arm, command: str) -> dict[str, Any]:
     """Evaluate the last weights of a finished run; return all that the comparison is made of."""
     run = Run.open(arm.folder)
     task = load_task(run.config.task)
-    robot = robot_of(run)
+    robot = robot_of(run.config, run.rig)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
     try:

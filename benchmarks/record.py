@@ -230,7 +230,7 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
 
 def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
     """Run episodes of the untrained, the half-trained and the final policy once more, and judge them."""
-    robot = robot_of(run)
+    robot = robot_of(run.config, run.rig)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
     known = run.snapshots()

@@ -98,7 +98,7 @@ def text(finished: Run) -> str:
 
 
 def simulated(run: Run) -> SimulatedRobot:
-    robot = robot_of(run)
+    robot = robot_of(run.config, run.rig)
     assert isinstance(robot, SimulatedRobot)
     return robot
 

@@ -63,7 +63,7 @@ class Curves:
 def make_evaluator(run: Run) -> Evaluator:
     """Return what evaluates a run's weights, in a simulated robot of its own."""
     task = load_task(run.config.task)
-    twin = robot_of(run)
+    twin = robot_of(run.config, run.rig)
     assert isinstance(twin, SimulatedRobot)
     return Evaluator(task, twin)
 

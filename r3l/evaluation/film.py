@@ -36,7 +36,7 @@ def film(run: Run, steps: Sequence[int], path: Path, *, starts: int = 3, seed: i
         UserError: the robot is not simulated, or no such weights were published.
     """
     task = load_task(run.config.task)
-    robot = robot_of(run)
+    robot = robot_of(run.config, run.rig)
     if not isinstance(robot, SimulatedRobot):
         raise UserError(f"robot {run.config.robot!r} is not simulated: film it with a camera")
     columns: list[Frames] = []

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from r3l.config.convert import nearest
 from r3l.config.errors import UserError
+from r3l.config.schema import Config
 from r3l.robot.base import Robot, RobotError, SimulatedRobot
-from r3l.robot.env import RobotEnv
-from r3l.robot.safety import SafeRobot
 from r3l.task.base import Task
 
 if TYPE_CHECKING:
-    from r3l.run.directory import Run
+    from r3l.robot.env import RobotEnv
 
 EXTRAS = {"serial": "dynamixel", "cv2": "camera", "gymnasium": "gym"}
 """Extras of this package by what is missing without them."""
@@ -115,10 +114,9 @@ def load_robot(name: str, task: Task, *, diagnostic: bool = False, rig: Path | N
     return robot
 
 
-def robot_of(run: Run) -> Robot:
-    """Return the robot of a run, not yet connected."""
-    config = run.config
-    robot = load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=run.rig)
+def robot_of(config: Config, rig: Path | None) -> Robot:
+    """Return a run's robot, not yet connected; `rig` is the run's rig file."""
+    robot = load_robot(config.robot, load_task(config.task), diagnostic=config.reads_truth, rig=rig)
     return varied(robot, config.randomize, config.seed)
 
 
@@ -137,6 +135,9 @@ def varied(robot: Robot, level: str, seed: int) -> Robot:
 
 def make(task: str, robot: str = "twin", *, render_mode: str | None = None) -> RobotEnv:
     """Build `r3l/TASK-v0`: a task's robot behind its rig's safety limits."""
+    from r3l.robot.env import RobotEnv  # gymnasium takes a while to load, and `r3l tasks` does without
+    from r3l.robot.safety import SafeRobot
+
     known = load_task(task)
     rig = known.rig
     return RobotEnv(SafeRobot(load_robot(robot, known), rig.limits, rig.max_step_rad), render_mode)

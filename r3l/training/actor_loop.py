@@ -69,7 +69,7 @@ class ActorProcess:
         self._stack = ExitStack()
         task = load_task(config.task)
         camera = task.rig.camera
-        self._body = body = Body(config, task, robot_of(run), is_interrupted=self._moves_on)
+        self._body = body = Body(config, task, robot_of(run.config, run.rig), is_interrupted=self._moves_on)
         self._stack.callback(body.close)
         self._writer = StoreWriter(run.experience, (camera.height, camera.width, 3))
         self._stack.callback(self._writer.close)

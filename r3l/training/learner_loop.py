@@ -75,7 +75,7 @@ class LearnerProcess:
         task = load_task(config.task)
         camera = task.rig.camera
         self.goals = load_goals(run.goals, camera, task.minimum_goals)
-        robot = robot_of(run)
+        robot = robot_of(run.config, run.rig)
         self.learner = Learner(
             config,
             robot.spec,

@@ -57,7 +57,7 @@ class Supervisor:
         self._asked_again = threading.Event()
         self._is_finishing = False
         self._progress = 0.0
-        self._is_simulated = isinstance(robot_of(run), SimulatedRobot)
+        self._is_simulated = isinstance(robot_of(run.config, run.rig), SimulatedRobot)
         self._tried = {line["step"] for line in read_steps(run.evaluations)}
 
     def run(self) -> str:
@@ -144,7 +144,7 @@ class Supervisor:
         """Relax a robot whose process is gone. A simulated one is gone with its process."""
         if self._is_simulated:
             return
-        robot = robot_of(self._run)
+        robot = robot_of(self._run.config, self._run.rig)
 
         def do() -> None:
             try:

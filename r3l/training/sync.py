@@ -47,7 +47,7 @@ class Training:
         self.task = load_task(config.task)
         rig = self.task.rig
         self.goals = load_goals(run.goals, rig.camera, self.task.minimum_goals)
-        self.body = Body(config, self.task, robot_of(run))
+        self.body = Body(config, self.task, robot_of(run.config, run.rig))
         self.robot, self.safe, self.env = self.body.robot, self.body.safe, self.body.env
         self.store = ExperienceStore(run.experience, (rig.camera.height, rig.camera.width, 3))
         stack.callback(self.store.close)

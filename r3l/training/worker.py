@@ -98,7 +98,7 @@ def is_timed(run: Run) -> bool:
     from r3l.robot.scripted_moves import keeps_real_time
     from r3l.task.registry import robot_of
 
-    return keeps_real_time(run.config, robot_of(run))
+    return keeps_real_time(run.config, robot_of(run.config, run.rig))
 
 
 def give_way() -> None:
@@ -138,7 +138,7 @@ def relax(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     """Relax the run's robot from a process that has nothing else to do with it."""
     from r3l.task.registry import robot_of
 
-    robot_of(run).relax_for()
+    robot_of(run.config, run.rig).relax_for()
     return ENDED
 
 
