@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,20 @@ from peer_arm import PeerArm
 from r3l.hardware import fake, gym, twin
 from r3l.hardware.dclaw import emulated
 from r3l.hardware.lerobot import LeRobot
-from r3l.robot.base import FloatArray, Observation, Robot, RobotError, SimulatedRobot, Truth
+from r3l.robot.base import (
+    CameraSpec,
+    FloatArray,
+    Joint,
+    Observation,
+    Robot,
+    RobotError,
+    RobotSpec,
+    SimulatedRobot,
+    Truth,
+)
+from r3l.robot.pacing import RealTime
 from r3l.robot.safety import SafeRobot
+from r3l.robot.wrapper import RobotWrapper
 from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
 
@@ -59,6 +73,7 @@ ROBOTS: dict[str, Factory] = {
         f"gym {name}": partial(gym.GymRobot, name) for name in ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
     },
     **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
+    "fake in real time": behind_safety(lambda: RealTime(make_fake())),
     "lerobot": make_peer,
     "dclaw": EmulatedClaw,
     "dclaw behind safety": lambda: behind_rig(EmulatedClaw()),
@@ -87,7 +102,7 @@ def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
     robot = factory()
     yield robot
     robot.close()
-    if isinstance(claw := getattr(robot, "robot", robot), EmulatedClaw):
+    if isinstance(claw := robot.unwrapped, EmulatedClaw):
         claw.end()
 
 
@@ -112,7 +127,7 @@ def nearby(robot: Robot, seed: int = 0, reach_rad: float = 0.1) -> FloatArray:
 
 
 def is_real(robot: Robot) -> bool:
-    return not isinstance(getattr(robot, "robot", robot), SimulatedRobot)
+    return not isinstance(robot.unwrapped, SimulatedRobot)
 
 
 def same(first: Observation, second: Observation) -> bool:
@@ -343,3 +358,68 @@ def test_a_world_that_is_none_of_this_task_is_refused_in_one_line(simulated: Sim
             simulated.restore_world(refused)
         assert "\n" not in str(raised.value)
     assert np.array_equal(simulated.observe().joint_rad, pose)
+
+
+JOINTS = (Joint("knee", -1.0, 1.0),)
+MEMBERS = sorted(name for name in dir(Robot) if not name.startswith("_"))
+WRAPPERS: dict[str, Callable[[Robot], Robot]] = {
+    "RobotWrapper": RobotWrapper,
+    "SafeRobot": lambda robot: SafeRobot(robot, JOINTS, 0.1),
+    "RealTime": RealTime,
+    "SafeRobot around RealTime": lambda robot: SafeRobot(RealTime(robot), JOINTS, 0.1),
+}
+CHANGED = {"SafeRobot": {"spec"}, "RealTime": {"punctuality"}, "SafeRobot around RealTime": {"spec", "punctuality"}}
+"""Members that a wrapper answers itself."""
+
+
+class Probe(Robot):
+    """A robot that notes which of its public members are read; those it has not yet are inherited."""
+
+    identical_frames = "often"
+
+    def __init__(self) -> None:
+        self._read: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            self._read.append(name)
+        return super().__getattribute__(name)
+
+    @property
+    def spec(self) -> RobotSpec:
+        return RobotSpec(JOINTS, 1000.0, CameraSpec(8, 8))
+
+    def connect(self) -> None: ...
+
+    def observe(self) -> Observation:
+        return Observation(np.zeros((8, 8, 3), np.uint8), np.zeros(1, np.float32), 0.0, np.zeros(0, np.float32))
+
+    def command(self, target_rad: FloatArray) -> FloatArray:
+        return target_rad
+
+    def relax(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_wrapper_forwards_every_public_member(member: str, name: str) -> None:
+    probe = Probe()
+    wrapped = WRAPPERS[name](probe)
+    built = len(probe._read)
+    value = getattr(wrapped, member)
+    if callable(value):
+        value(*[np.zeros(1, np.float32)] * len(signature(value).parameters))
+    is_copied = member == "identical_frames" and value == "often"
+    assert member in probe._read[built:] or is_copied or member in CHANGED.get(name, ())
+
+
+def test_a_wrapper_shows_what_it_adds_and_the_robot_below_all_wrappers() -> None:
+    probe = Probe()
+    paced = RealTime(probe)
+    safe = SafeRobot(paced, JOINTS, 0.1)
+    assert safe.unwrapped is paced.unwrapped is probe.unwrapped is probe
+    safe.command(np.zeros(1, np.float32))
+    assert safe.punctuality is paced.punctuality
+    assert paced.punctuality.commands == 1

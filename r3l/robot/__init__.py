@@ -19,6 +19,7 @@ from r3l.robot.base import (
 )
 from r3l.robot.pacing import Schedule
 from r3l.robot.rig import JointRange, Rig, load_rig
+from r3l.robot.wrapper import RobotWrapper
 
 __all__ = [
     "CameraSettings",
@@ -33,6 +34,7 @@ __all__ = [
     "Robot",
     "RobotError",
     "RobotSpec",
+    "RobotWrapper",
     "Schedule",
     "SimulatedRobot",
     "Trouble",

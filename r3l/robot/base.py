@@ -132,6 +132,11 @@ class Robot(ABC):
         """What this robot is; known before `connect`."""
 
     @property
+    def unwrapped(self) -> Robot:
+        """The innermost robot below all wrappers; the one to ask whether it is a SimulatedRobot."""
+        return self
+
+    @property
     def camera_settings(self) -> CameraSettings:
         """What its camera is set to; known before `connect`, and empty where there is nothing to set."""
         return {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from r3l.robot.base import FloatArray, Observation, Punctuality, Robot, RobotSpec, Trouble
+from r3l.robot.base import FloatArray, Observation, Punctuality, Robot
+from r3l.robot.wrapper import RobotWrapper
 
 ON_TIME_S = 0.005
 """A command that is written so soon after its time is on time."""
@@ -63,11 +64,12 @@ class Schedule:
         self.on_command(late_s)
 
 
-class RealTime(Robot):
-    """A simulated robot whose control periods take as long as a real one's.
+class RealTime(RobotWrapper):
+    """A simulated robot whose control periods take as long as a real robot's.
 
     The simulator works right after the command, and `observe` sleeps until shortly before the period is over: between
-    an observation and the next command there is the policy's thinking alone, as on a robot that measures while moving.
+    an observation and the next command there is only the time that the policy takes, as on a robot that measures while
+    it moves.
     """
 
     def __init__(
@@ -76,44 +78,37 @@ class RealTime(Robot):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.robot = robot
+        super().__init__(robot)
         self.schedule = Schedule(1 / robot.spec.control_hz, clock, sleep)
         self._ahead: Observation | None = None
-        self._seen: Observation | None = None
-        """What was observed since the last command."""
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self.robot.spec
+        """The observation of the current control period, until `observe` returns it."""
 
     @property
     def punctuality(self) -> Punctuality:
         return self.schedule.punctuality
 
-    @property
-    def troubles(self) -> tuple[Trouble, ...]:
-        return self.robot.troubles
-
-    def connect(self) -> None:
-        self.robot.connect()
-
     def command(self, target_rad: FloatArray) -> FloatArray:
         self.schedule.wait_to_command()
         sent = self.robot.command(target_rad)
         self.schedule.written()
-        self._ahead, self._seen = self.robot.observe(), None
+        self._ahead = self.robot.observe()
         return sent
 
     def observe(self) -> Observation:
-        if self._ahead is not None:
-            self.schedule.wait_to_observe()
-            self._seen, self._ahead = self._ahead, None
-        return self.robot.observe() if self._seen is None else self._seen
+        if self._ahead is None:
+            return self.robot.observe()
+        self.schedule.wait_to_observe()
+        observation, self._ahead = self._ahead, None
+        return observation
 
     def relax(self) -> None:
-        self.schedule.forget()
-        self._ahead = self._seen = None
+        self._forget()
         self.robot.relax()
 
     def close(self) -> None:
+        self._forget()
         self.robot.close()
+
+    def _forget(self) -> None:
+        self.schedule.forget()
+        self._ahead = None

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from r3l.robot.base import CameraSettings, FloatArray, Joint, Observation, Robot, RobotError, RobotSpec, Trouble
+from r3l.robot.base import FloatArray, Joint, Robot, RobotError, RobotSpec
+from r3l.robot.wrapper import RobotWrapper
 
 MAX_OVERTRAVEL = 0.25
 """Of its range, that a joint may be pushed beyond its limits; what reads farther off is no joint's place."""
@@ -23,7 +24,7 @@ class SafetyCounters:
     speed_limited: int = 0
 
 
-class SafeRobot(Robot):
+class SafeRobot(RobotWrapper):
     """A robot behind limits. Its spec shows the narrower joint limits that the workspace allows."""
 
     def __init__(self, robot: Robot, joints: tuple[Joint, ...], max_step_rad: float) -> None:
@@ -44,7 +45,7 @@ class SafeRobot(Robot):
                 )
         if not 0 < max_step_rad < np.inf:
             raise RobotError(f"max_step_rad is {max_step_rad}, expected a positive number of rad")
-        self.robot = robot
+        super().__init__(robot)
         self._spec = replace(robot.spec, joints=joints)
         self._max_step_rad = np.float32(max_step_rad)
         self._target_rad: FloatArray | None = None
@@ -53,14 +54,6 @@ class SafeRobot(Robot):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
-
-    @property
-    def camera_settings(self) -> CameraSettings:
-        return self.robot.camera_settings
-
-    @property
-    def troubles(self) -> tuple[Trouble, ...]:
-        return self.robot.troubles
 
     def connect(self) -> None:
         self.robot.connect()
@@ -83,9 +76,6 @@ class SafeRobot(Robot):
     def continue_from(self, target_rad: list[float] | None) -> None:
         """Limit the next command from `target_rad`: after a resume in the world that `target` was read in."""
         self._target_rad = None if target_rad is None else np.array(target_rad, np.float32)
-
-    def observe(self) -> Observation:
-        return self.robot.observe()
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         """Limit `target_rad` to the workspace and to one step from the last target, send it, return it.
@@ -131,9 +121,6 @@ class SafeRobot(Robot):
     def relax(self) -> None:
         self.forget()
         self.robot.relax()
-
-    def close(self) -> None:
-        self.robot.close()
 
     def counts(self) -> dict[str, int]:
         """Return the counters by name."""
