@@ -103,7 +103,7 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
         learner.follow(store)
     learner.pretrain()
     kept = replace(next(store.rows(learner.sequence - 1)), segment=MANY)
-    states = learner._novelty_states(learner.replay.newest(config.novelty.batch_size))
+    states = learner.rewards.novelty_states(learner.replay.newest(config.novelty.batch_size))
     every = config.classifier.update_every
 
     def whole() -> None:
@@ -122,12 +122,12 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
         "act": lambda: policies.act("task", learner.generator),
         "store": lambda: store.append(kept),
         "follow (read back, encode, keep)": lambda: learner.follow(store, 1),
-        "update both agents": lambda: learner._update_agents(AGENTS),
-        "update task agent alone": lambda: learner._update_agents(AGENTS[:1]),
-        "update perturbation agent alone": lambda: learner._update_agents(AGENTS[1:]),
+        "update both agents": lambda: learner.update_agents(AGENTS),
+        "update task agent alone": lambda: learner.update_agents(AGENTS[:1]),
+        "update perturbation agent alone": lambda: learner.update_agents(AGENTS[1:]),
         f"update novelty (every {config.novelty.update_every})": lambda: learner.novelty["perturbation"].update(states),
-        f"update classifier (every {every})": learner._update_classifier,
-        "update encoder (pretraining)": lambda: learner._update_vae(0.0),
+        f"update classifier (every {every})": learner.update_classifier,
+        "update encoder (pretraining)": lambda: learner.update_encoder(tether=0.0),
     }
 
 

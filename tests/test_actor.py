@@ -16,7 +16,8 @@ from conftest import RunMaker, tiny
 from r3l.config.models import SACConfig
 from r3l.config.schema import Config, PhasesConfig
 from r3l.hardware.fake import from_task
-from r3l.models.policy import NoEncoder, Policies
+from r3l.models.encoder import NoEncoder
+from r3l.models.policy import Policies
 from r3l.models.sac import build_actor
 from r3l.robot.base import FloatArray, Observation, Robot, RobotError, RobotSpec
 from r3l.robot.env import HOLD_STEPS, RobotEnv

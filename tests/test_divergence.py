@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from r3l.config.presets import PRESETS, VARIANTS
 from r3l.config.schema import Config, NumericsConfig
-from r3l.learner.divergence import PATIENCE, THOROUGH_EVERY, NumericalWatch, Trouble, largest_return
+from r3l.learner.divergence import PATIENCE, THOROUGH_EVERY, Divergence, DivergenceMonitor, largest_return
 from r3l.learner.learner import Learner
 from r3l.learner.rollback import Recovery, Rollbacks, roll_back
+from r3l.models.novelty import RND
 from r3l.robot.base import CameraSpec, Joint, RobotSpec
 from r3l.run.checkpoint import load_checkpoint, save_checkpoint
 from r3l.run.experience import ExperienceStore
@@ -61,16 +62,16 @@ def first_parameter(module: nn.Module) -> nn.Parameter:
     return next(each for each in module.parameters() if each.requires_grad)
 
 
-def thorough(watch: NumericalWatch) -> Trouble | None:
+def thorough(watch: DivergenceMonitor) -> Divergence | None:
     """Look until the next thorough look is done; return the first trouble."""
     for _ in range(THOROUGH_EVERY):
-        found = watch.look()
+        found = watch.check()
         if found is not None:
             return found
     return None
 
 
-def patient(watch: NumericalWatch) -> list[Trouble | None]:
+def patient(watch: DivergenceMonitor) -> list[Divergence | None]:
     return [thorough(watch) for _ in range(PATIENCE)]
 
 
@@ -83,8 +84,14 @@ def poison_encoder(learner: Learner) -> None:
     first_parameter(learner.vae).data[0] = -torch.inf
 
 
+def rnd_of(learner: Learner) -> RND:
+    novelty = learner.novelty["perturbation"]
+    assert isinstance(novelty, RND)
+    return novelty
+
+
 def poison_buffer(learner: Learner) -> None:
-    learner.novelty["perturbation"].errors.square.fill_(torch.nan)
+    rnd_of(learner).errors.square.fill_(torch.nan)
 
 
 def poison_gradient(learner: Learner) -> None:
@@ -117,7 +124,7 @@ def test_what_is_not_finite_or_explodes_is_named(
     store: ExperienceStore, poison: Callable[[Learner], None], name: str, where: str
 ) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     assert patient(watch) == [None] * PATIENCE
     poison(learner)
     found = thorough(watch)
@@ -128,16 +135,18 @@ def test_what_is_not_finite_or_explodes_is_named(
 
 @pytest.mark.parametrize("value", [torch.tensor(torch.nan), float("inf")])
 def test_a_loss_that_is_not_finite_is_named(store: ExperienceStore, value: Tensor | float) -> None:
-    watch = NumericalWatch(learner_of(store), NumericsConfig())
-    assert watch.look({"task/critic_loss": 1.0, "vae/kl": torch.tensor(3.0)}) is None
-    assert watch.look({"task/critic_loss": 1.0, "vae/kl": value}) == Trouble("loss", "the loss vae/kl is not finite")
+    watch = DivergenceMonitor(learner_of(store), NumericsConfig())
+    assert watch.check({"task/critic_loss": 1.0, "vae/kl": torch.tensor(3.0)}) is None
+    assert watch.check({"task/critic_loss": 1.0, "vae/kl": value}) == Divergence(
+        "loss", "the loss vae/kl is not finite"
+    )
 
 
 def test_a_critic_whose_loss_no_return_explains_is_exploding(store: ExperienceStore) -> None:
-    watch = NumericalWatch(learner_of(store), NumericsConfig())
+    watch = DivergenceMonitor(learner_of(store), NumericsConfig())
     limit = 10 * largest_return(BASE, "task")
-    assert watch.look({"task/critic_loss": 0.9 * limit**2}) is None
-    found = watch.look({"task/critic_loss": 1.1 * limit**2})
+    assert watch.check({"task/critic_loss": 0.9 * limit**2}) is None
+    found = watch.check({"task/critic_loss": 1.1 * limit**2})
     assert found is not None
     assert found.name == "critics"
 
@@ -153,9 +162,9 @@ def test_the_largest_return_follows_from_rewards_and_discount() -> None:
 
 def test_a_dead_novelty_is_named_when_it_stays_dead(store: ExperienceStore) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     assert patient(watch) == [None] * PATIENCE
-    novelty = learner.novelty["perturbation"]
+    novelty = rnd_of(learner)
     novelty.predictor.load_state_dict(novelty.target.state_dict())
     *first, last = patient(watch)
     assert first == [None] * (PATIENCE - 1)
@@ -166,9 +175,9 @@ def test_a_dead_novelty_is_named_when_it_stays_dead(store: ExperienceStore) -> N
 
 def test_a_novelty_without_spread_is_dead_too_but_not_for_a_moment(store: ExperienceStore) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     assert patient(watch) == [None] * PATIENCE
-    novelty = learner.novelty["perturbation"]
+    novelty = rnd_of(learner)
     alive = copy.deepcopy(novelty.state_dict())
     make_constant(novelty.predictor)
     make_constant(novelty.target)
@@ -180,16 +189,16 @@ def test_a_novelty_without_spread_is_dead_too_but_not_for_a_moment(store: Experi
     found = thorough(watch)
     assert found is not None
     assert found.name == "novelty"
-    assert float(learner.novelty_reward(torch.arange(5)).mean()) > 100 * NumericsConfig().min_novelty
+    assert float(learner.rewards.novelty(torch.arange(5)).mean()) > 100 * NumericsConfig().min_novelty
 
 
 def test_a_novelty_to_which_all_is_as_new_as_can_be_is_not_dead(store: ExperienceStore) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     patient(watch)
-    errors = learner.novelty["perturbation"].errors
+    errors = rnd_of(learner).errors
     errors.square.copy_(errors.mean.square())
-    reward = learner.novelty_reward(torch.arange(len(learner.replay)))
+    reward = learner.rewards.novelty(torch.arange(len(learner.replay)))
     assert reward.min() == reward.max() == BASE.novelty.max_reward
     assert patient(watch) == [None] * PATIENCE
 
@@ -201,7 +210,7 @@ def make_constant(module: nn.Module) -> None:
 
 def test_a_classifier_that_tells_nothing_apart_any_more_has_collapsed(store: ExperienceStore) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     assert patient(watch) == [None] * PATIENCE
     make_constant(learner.classifier)
     *first, last = patient(watch)
@@ -214,13 +223,13 @@ def test_a_classifier_that_tells_nothing_apart_any_more_has_collapsed(store: Exp
 def test_a_classifier_that_never_told_anything_apart_is_left_to_the_reward_health(store: ExperienceStore) -> None:
     learner = learner_of(store)
     make_constant(learner.classifier)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     assert patient(watch) + patient(watch) == [None] * (2 * PATIENCE)
 
 
 def test_where_no_classifier_rewards_none_is_looked_at(store: ExperienceStore) -> None:
     learner = learner_of(store)
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     patient(watch)
     make_constant(learner.classifier)
     learner.config = replace(learner.config, reward="diagnostic-true-reward")
@@ -229,11 +238,11 @@ def test_where_no_classifier_rewards_none_is_looked_at(store: ExperienceStore) -
 
 def test_looking_changes_nothing_that_is_learned(store: ExperienceStore) -> None:
     alone, watched = learner_of(store), learner_of(store)
-    watch = NumericalWatch(watched, NumericsConfig())
+    watch = DivergenceMonitor(watched, NumericsConfig())
     torch.manual_seed(3)
     for _ in range(2 * THOROUGH_EVERY):
         alone.update()
-        assert watch.look(watched.update()) is None
+        assert watch.check(watched.update()) is None
     expected, found = alone.state(), watched.state()
     assert found[1] == expected[1]
     assert all(torch.equal(tensor, found[0][name]) for name, tensor in expected[0].items())
@@ -255,11 +264,11 @@ def test_no_preset_and_no_variant_is_ever_in_trouble(
 
     def update(self: Learner) -> dict[str, Tensor]:
         metrics = real(self)
-        watch = watches.setdefault(id(self), NumericalWatch(self, self.config.numerics))
-        looks.append(thorough(watch) or watch.look(metrics))
+        watch = watches.setdefault(id(self), DivergenceMonitor(self, self.config.numerics))
+        looks.append(thorough(watch) or watch.check(metrics))
         return metrics
 
-    watches: dict[int, NumericalWatch] = {}
+    watches: dict[int, DivergenceMonitor] = {}
     monkeypatch.setattr(Learner, "update", update)
     run = make_run(tmp_path / "run", replace(config, steps=80))
     assert train(run)
@@ -277,13 +286,13 @@ def test_rollbacks_are_admitted_so_often_an_hour() -> None:
 
 def test_rollbacks_and_what_was_well_are_known_to_a_new_process(tmp_path: Path, store: ExperienceStore) -> None:
     first, second = (Recovery(learner_of(store), tmp_path, lambda kind, message: None) for _ in range(2))
-    thorough(first._watch)
+    thorough(first.monitor)
     for _ in range(3):
-        assert first._rollbacks.admit(time.monotonic())
+        assert first.rollbacks.admit(time.monotonic())
     saved = json.loads(json.dumps(first.state()))
     second.restore(saved)
-    assert second.state()["well"] == saved["well"] == first._watch.well() != []
-    assert not second._rollbacks.admit(time.monotonic())
+    assert second.state()["well"] == saved["well"] == first.monitor.well() != []
+    assert not second.rollbacks.admit(time.monotonic())
     numbers = {"well": [1], "rollback_ages_s": [None, -1, 1e9]}
     some: tuple[object, ...] = (None, [], {"well": 3, "rollback_ages_s": "x"}, numbers)
     for nonsense in some:
@@ -328,14 +337,14 @@ def test_going_back_gives_finite_weights_and_learning_goes_on(tmp_path: Path, st
     learner = learner_of(store, rows=80)
     _, newest = run_on(learner, store, folder, 90, 105)
     updates, kept = learner.updates, {name: each.clone() for name, each in learner.state()[0].items()}
-    watch = NumericalWatch(learner, NumericsConfig())
+    watch = DivergenceMonitor(learner, NumericsConfig())
     learner.follow(store)
     learner.update()
     poison_weight(learner)
     poison_gradient(learner)
-    assert watch.look() is not None
+    assert watch.check() is not None
     assert roll_back(learner, store, folder, pytest.fail, skip=0) == updates
-    assert watch.look() is None, "gradients are forgotten too"
+    assert watch.check() is None, "gradients are forgotten too"
     for name, tensor in learner.state()[0].items():
         assert torch.equal(tensor, kept[name]) or name == "generator", name
     assert (learner.sequence, learner.replay.added) == (105, 105)
@@ -350,7 +359,7 @@ def test_going_back_gives_finite_weights_and_learning_goes_on(tmp_path: Path, st
     for table in ("images", "proprioception", "requested", "applied", "latents", "_step", "_phase"):
         assert (getattr(fresh.replay, table) == getattr(learner.replay, table)).all(), table
     for _ in range(5):
-        assert watch.look(learner.update()) is None
+        assert watch.check(learner.update()) is None
     assert all_finite(learner)
 
 
@@ -423,7 +432,7 @@ def test_checkpoints_that_hold_the_trouble_already_are_passed_over(
     save(learner, folder)
     roll_back(learner, store, folder, lambda message: None, skip=0)
     assert learner.sequence == 90
-    assert NumericalWatch(learner, NumericsConfig()).is_well()
+    assert DivergenceMonitor(learner, NumericsConfig()).is_well()
 
 
 def test_where_no_checkpoint_is_well_the_newest_is_better_than_none(tmp_path: Path, store: ExperienceStore) -> None:

@@ -121,13 +121,13 @@ def test_building_a_learner_leaves_torchs_generator_alone() -> None:
 def test_rewards_are_those_of_the_current_models(store: ExperienceStore) -> None:
     learner = learner_of(store=store)
     rows = torch.arange(10, 20)
-    before = learner.task_reward(rows), learner.novelty_reward(rows)
-    assert torch.equal(learner.task_reward(rows), before[0])
+    before = learner.rewards.task(rows), learner.rewards.novelty(rows)
+    assert torch.equal(learner.rewards.task(rows), before[0])
     with torch.no_grad():
-        for parameter in (*learner.classifier.parameters(), *learner.novelty["perturbation"].predictor.parameters()):
+        for parameter in (*learner.classifier.parameters(), *learner.novelty["perturbation"].parameters()):
             parameter.add_(0.05)
-    assert not torch.allclose(learner.task_reward(rows), before[0])
-    assert not torch.allclose(learner.novelty_reward(rows), before[1])
+    assert not torch.allclose(learner.rewards.task(rows), before[0])
+    assert not torch.allclose(learner.rewards.novelty(rows), before[1])
 
 
 @pytest.mark.parametrize("motion", [0.0, 2.0])
@@ -135,7 +135,7 @@ def test_novelty_sees_the_change_of_the_latent_within_the_segment(store: Experie
     learner = learner_of(replace(BASE, novelty=replace(BASE.novelty, motion=motion)), store)
     rows = torch.tensor([11, 12, 13])  # the end of one segment, and the first two rows of the next
     latents = learner.replay.latents
-    seen = learner._novelty_states(rows)
+    seen = learner.rewards.novelty_states(rows)
     assert torch.equal(seen[:, : latents.shape[1]], latents[rows])
     if not motion:
         assert seen.shape == (3, latents.shape[1])
@@ -154,11 +154,11 @@ def test_sampled_transitions_are_relabelled_with_each_update(
     learner.is_pretrained = True
     found = batches(learner, monkeypatch)
     state = learner.rng.bit_generator.state
-    learner._update_agents(("task",))
+    learner.update_agents(("task",))
     with torch.no_grad():
-        learner.classifier.goal_level.fill_(0.6)
+        learner.classifier.get_buffer("goal_level").fill_(0.6)
     learner.rng.bit_generator.state = state
-    learner._update_agents(("task",))
+    learner.update_agents(("task",))
     assert torch.equal(found[0].observation, found[1].observation)
     assert torch.equal(found[0].action, found[1].action)
     assert torch.allclose(found[1].reward, (found[0].reward / 0.6).clamp(max=1.0))
@@ -181,7 +181,7 @@ def test_n_step_rewards_and_discounts_by_hand(tmp_path: Path, monkeypatch: pytes
     )
     learner = learner_of(config, store, true_reward=lambda state: state[:, 0])
     found = batches(learner, monkeypatch)
-    learner._update_agents(("task",))
+    learner.update_agents(("task",))
     # The row that an action led to: reward, discount of what comes next, and the row whose value is bootstrapped.
     expected = {
         1: (2 + 4 * 0.5 + 8 * 0.25, 0.125, 3),  # across the switch from task to perturbation
@@ -205,7 +205,7 @@ def test_no_transition_is_a_terminal(store: ExperienceStore, monkeypatch: pytest
     learner = learner_of(store=store)
     found = batches(learner, monkeypatch)
     for _ in range(5):
-        learner._update_agents(("task",))
+        learner.update_agents(("task",))
     assert all(bool((batch.discount >= DISCOUNT**3).all()) for batch in found)
 
 
@@ -325,9 +325,9 @@ def test_the_classifier_is_updated_at_its_own_cadence(store: ExperienceStore) ->
     learner = learner_of(store=store)
     changes = []
     for _ in range(10):
-        before = weights(learner.classifier.body)
+        before = weights(learner.classifier)
         learner.update()
-        changes.append(not torch.equal(weights(learner.classifier.body), before))
+        changes.append(not torch.equal(weights(learner.classifier), before))
     assert [index for index, changed in enumerate(changes, 1) if changed] == [5, 10]
 
 
@@ -359,13 +359,13 @@ def test_separate_replays_give_each_agent_its_own_phase(
 def test_the_novelty_bonus_is_added_to_the_task_reward(store: ExperienceStore) -> None:
     plain, with_bonus = learner_of(store=store), learner_of(replace(BASE, novelty_bonus=0.5), store)
     rows = torch.arange(12, 20)
-    assert torch.allclose(with_bonus.task_reward(rows), plain.task_reward(rows) + 0.5 * plain.novelty_reward(rows))
+    assert torch.allclose(with_bonus.rewards.task(rows), plain.rewards.task(rows) + 0.5 * plain.rewards.novelty(rows))
 
 
 def test_a_true_reward_that_the_task_does_not_offer_is_an_error(store: ExperienceStore) -> None:
     learner = learner_of(replace(BASE, reward="diagnostic-true-reward"), store)
     with pytest.raises(ValueError, match="offers none"):
-        learner.task_reward(torch.arange(3))
+        learner.rewards.task(torch.arange(3))
 
 
 def test_encoding_again_refreshes_the_cached_latents(store: ExperienceStore) -> None:

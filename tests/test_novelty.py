@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from r3l.config.models import NoveltyConfig
-from r3l.models.novelty import Novelty, RunningMoments
+from r3l.models.novelty import RND, RunningMoments
 
 QUICK = NoveltyConfig(hidden=64, embedding=32, learning_rate=1e-3)
 
 
-def novelty_of(config: NoveltyConfig = QUICK, inputs: int = 4, image: tuple[int, int] | None = None) -> Novelty:
+def novelty_of(config: NoveltyConfig = QUICK, inputs: int = 4, image: tuple[int, int] | None = None) -> RND:
     torch.manual_seed(0)
-    return Novelty(config, inputs, image=image)
+    return RND(config, inputs, image=image)
 
 
 def cluster(centre: float, seed: int, count: int = 128) -> Tensor:

@@ -218,13 +218,13 @@ def test_the_rate_of_every_kind_of_agent_is_measured(goals: Goals, tmp_path: Pat
 
 
 def test_the_rate_counts_everything_that_learns(goals: Goals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = Learner._update_classifier
+    update = Learner.update_classifier
 
     def slow(self: Learner) -> dict[str, Tensor]:
         time.sleep(0.5)
         return update(self)
 
-    monkeypatch.setattr(Learner, "_update_classifier", slow)
+    monkeypatch.setattr(Learner, "update_classifier", slow)
     (line,) = [line for line in check(tiny(), Valve(), goals, tmp_path).lines if line.startswith("rate:")]
     rate = float(line.split()[2])
     assert TINY.classifier.update_every == 5

@@ -263,15 +263,15 @@ def test_a_stop_during_pretraining_is_obeyed_at_once_and_costs_nothing(
     undisturbed, run = (make_run(tmp_path / name, tiny(steps=70)) for name in ("undisturbed", "stopped"))
     assert train(undisturbed)
     updates: list[float] = []
-    real = Learner._update_vae
+    real = Learner.update_encoder
 
-    def stop_during_the_first(self: Learner, tether: float) -> dict[str, Tensor]:
+    def stop_during_the_first(self: Learner, *, tether: float) -> dict[str, Tensor]:
         updates.append(tether)
         os.kill(os.getpid(), signal.SIGINT)
-        return real(self, tether)
+        return real(self, tether=tether)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "_update_vae", stop_during_the_first)
+        patch.setattr(Learner, "update_encoder", stop_during_the_first)
         assert not train(run)
     assert len(updates) == 1 < run.config.vae.pretrain_updates
     assert events_of(run)[-1][0] == "stop"

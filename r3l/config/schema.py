@@ -206,6 +206,10 @@ class Config:
             if sees == "latent" and not has_latent:
                 raise UserError(f"config key {key!r} is 'latent', and state {self.state!r} has none; set it to pixels")
 
+    def latent_size(self, diagnostics: int = 0) -> int:
+        """Return the length of the latent state, for a robot that shows so many ground-truth values."""
+        return {"latent": self.vae.latent_size, "pixels": 0, "diagnostic-true-state": diagnostics}[self.state]
+
     @property
     def reads_truth(self) -> bool:
         """Whether any part of the loop reads the twin's ground truth: then the run is a diagnostic one."""

@@ -1,4 +1,4 @@
-"""Coverage: how much of what exploration saw the robot still visits, told from latents alone."""
+"""Coverage: the share of the explored latent space that the robot still visits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CELLS = 32
 
 
 class Coverage:
-    """Cells of the latent space, as exploration filled it."""
+    """A partition of the explored latent space into cells."""
 
     def __init__(self, exploration: Latents) -> None:
         """Fit the cells to latents [N, Z], N at least CELLS."""
@@ -20,7 +20,7 @@ class Coverage:
             self._cells = MiniBatchKMeans(CELLS, random_state=0, n_init=1).fit(exploration)
 
     def measure(self, recent: Latents) -> float:
-        """Return the entropy of the cells that latents [M, Z] fall into, as a share of the largest: 0 to 1."""
+        """Return the entropy over the cells of latents [M, Z], divided by its maximum: 0 to 1."""
         with threadpool_limits(1):
             counts = np.bincount(self._cells.predict(recent), minlength=CELLS)
         shares = counts[counts > 0] / counts.sum()

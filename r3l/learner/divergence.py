@@ -1,46 +1,41 @@
-"""The numerical watch: learning that went wrong in a way that no further learning mends."""
+"""Divergence: learning that broke in a way that further learning does not repair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from r3l.config.schema import NumericsConfig
-
-if TYPE_CHECKING:
-    from r3l.config.schema import Config
-    from r3l.learner.learner import Learner
+from r3l.config.schema import Config, NumericsConfig
+from r3l.learner.learner import Learner
 
 ROWS, GOALS = 32, 8
-"""Frames and goal images that rewards are looked at on."""
+"""Frames and goal images on which rewards are checked."""
 VALUES = 16
-"""Rows that the critics' values are looked at on."""
+"""Rows on which the critics' values are checked."""
 THOROUGH_EVERY = 5
-"""Looks between two thorough ones, which see optimisers and rewards too: they cost more, and go wrong slowly."""
+"""Checks per thorough check, which also covers optimisers and rewards: these cost more and break slowly."""
 PATIENCE = 2
-"""Thorough looks in a row that must find a reward dead: one alone may be chance."""
+"""Thorough checks in a row that must find a reward dead; one alone may be chance."""
 WELL = 100
-"""How many times its least value a reward's signal must have been for its loss to count: what never told frames apart
-is no learning that broke, and going back would not mend it."""
-LARGEST_LOGIT = 100.0
-"""The classifier's logit is not bounded; beyond this no training has been seen."""
-MIN_SHARE = 1e-3
-"""Of 1 - discount: without discounting nothing bounds a return."""
+"""A reward counts as broken only if its spread was once this many times the minimum."""
+MAX_LOGIT = 100.0
+"""Bound assumed for the classifier's logit, which has none; no training run exceeded it."""
+MIN_DISCOUNTING = 1e-3
+"""Min of 1 - discount: without discounting a return has no bound."""
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Divergence:
     """Why learning counts as broken."""
 
     name: str
     """loss, gradient, weight, critics, novelty or classifier."""
     message: str
-    """One line: what was found, and what is allowed."""
+    """One line: the measured value and the limit."""
 
 
 def largest_return(config: Config, agent: str) -> float:
@@ -48,99 +43,99 @@ def largest_return(config: Config, agent: str) -> float:
     reward = config.novelty.max_reward
     if agent == "task":
         is_logit = config.reward == "classifier" and config.classifier.reward == "logit"
-        reward = LARGEST_LOGIT / config.classifier.logit_scale if is_logit else 1.0
+        reward = MAX_LOGIT / config.classifier.logit_scale if is_logit else 1.0
         reward += config.novelty_bonus * config.novelty.max_reward
-    return reward / max(1 - config.sac.discount, MIN_SHARE)
+    return reward / max(1 - config.sac.discount, MIN_DISCOUNTING)
 
 
 @dataclass(frozen=True)
 class Signal:
-    """How well a reward tells one frame from another."""
+    """How far a reward tells frames apart."""
 
     of: str
     value: float
-    least: float
-    trouble: Trouble
-    """What there is to say where `value` is below `least`."""
+    minimum: float
+    divergence: Divergence
+    """The finding if `value` is below `minimum`."""
 
 
-class NumericalWatch:
-    """Looks at a learner now and then. It draws no random number and changes nothing: looking leaves learning alone."""
+class DivergenceMonitor:
+    """Checks a learner at intervals. It draws no random number and changes nothing."""
 
     def __init__(self, learner: Learner, config: NumericsConfig) -> None:
         self._learner, self._config = learner, config
-        # Modules keep their tensors for good: listed once, since walking through them takes longer than looking.
+        # Modules keep their tensors: listed once, since walking through the modules takes longer than the check.
         models = torch.nn.ModuleDict(learner.modules())
         self._parameters, self._buffers = list(models.named_parameters()), list(models.named_buffers())
-        self._looks, self._updates = 0, 0
+        self._checks, self._updates = 0, 0
         self._well: set[str] = set()
         self._dead: dict[str, int] = {}
 
-    def look(self, metrics: Mapping[str, Tensor | float] | None = None) -> Trouble | None:
-        """Return what is wrong, None where all is well; `metrics` are those of the newest update."""
+    def check(self, metrics: Mapping[str, Tensor | float] | None = None) -> Divergence | None:
+        """Return what is wrong, or None; `metrics` are those of the newest update."""
         learner = self._learner
-        if learner.updates < self._updates:  # it went back
+        if learner.updates < self._updates:  # the learner went back to a checkpoint
             self._dead = {}
-        self._looks, self._updates = self._looks + 1, learner.updates
-        is_thorough = self._looks % THOROUGH_EVERY == 0
+        self._checks, self._updates = self._checks + 1, learner.updates
+        is_thorough = self._checks % THOROUGH_EVERY == 0
         found = self.numbers(metrics or {}, is_thorough=is_thorough)
         if found is None and is_thorough:
             found = self._compare(list(self.signals()))
         return found
 
     def well(self) -> list[str]:
-        """Return the rewards that have told frames apart well."""
+        """Return the rewards whose spread was once well above the minimum."""
         return sorted(self._well)
 
     def remember(self, well: object) -> None:
-        """Know from another process which rewards told frames apart; what is no list of them is left out."""
+        """Take over the result of `well` from an earlier process; anything but a list is ignored."""
         if isinstance(well, list):
             self._well |= {each for each in well if isinstance(each, str)}
 
     def is_well(self) -> bool:
-        """Look once, thoroughly and without patience."""
-        return self.numbers({}, is_thorough=True) is None and all(each.value >= each.least for each in self.signals())
+        """Return whether one thorough check, without patience, finds nothing wrong."""
+        return self.numbers({}, is_thorough=True) is None and all(each.value >= each.minimum for each in self.signals())
 
-    def _compare(self, signals: list[Signal]) -> Trouble | None:
-        self._well |= {signal.of for signal in signals if signal.value >= WELL * signal.least}
-        dead = {signal.of: signal.trouble for signal in signals if signal.value < signal.least}
+    def _compare(self, signals: list[Signal]) -> Divergence | None:
+        self._well |= {signal.of for signal in signals if signal.value >= WELL * signal.minimum}
+        dead = {signal.of: signal.divergence for signal in signals if signal.value < signal.minimum}
         self._dead = {of: self._dead.get(of, 0) + 1 for of in dead if of in self._well}
         return next((dead[of] for of, times in self._dead.items() if times >= PATIENCE), None)
 
-    def numbers(self, metrics: Mapping[str, Tensor | float], *, is_thorough: bool) -> Trouble | None:
-        """Return what is not finite or explodes."""
+    def numbers(self, metrics: Mapping[str, Tensor | float], *, is_thorough: bool) -> Divergence | None:
+        """Return the first number that is not finite, or critics whose values explode."""
         losses = ((name, torch.as_tensor(value, dtype=torch.float32)) for name, value in metrics.items())
         gradients = ((name, each.grad) for name, each in self._parameters if each.grad is not None)
         weights = chain(self._parameters, self._buffers, self._moments() if is_thorough else ())
         for name, named in (("loss", losses), ("gradient", gradients), ("weight", weights)):
             where = first_not_finite(named)
             if where is not None:
-                return Trouble(name, f"the {name} {where} is not finite")
-        return self._look_at_critics(metrics)
+                return Divergence(name, f"the {name} {where} is not finite")
+        return self._check_critics(metrics)
 
     def signals(self) -> Iterator[Signal]:
-        """Yield how well each learned reward tells frames apart; nothing before there is anything to learn from."""
+        """Yield how well each learned reward tells frames apart; nothing before pretraining."""
         learner = self._learner
         if not learner.is_pretrained or len(learner.replay) < ROWS:
             return
         for owner in learner.novelty:
-            yield self._look_at_novelty(owner)
+            yield self._novelty_signal(owner)
         if learner.config.reward == "classifier":
-            yield self._look_at_classifier()
+            yield self._classifier_signal()
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         for of, optimiser in self._learner.optimisers().items():
             for index, state in enumerate(optimiser.state.values()):
                 yield from ((f"{of}.{index}.{key}", each) for key, each in state.items() if isinstance(each, Tensor))
 
-    def _look_at_critics(self, metrics: Mapping[str, Tensor | float]) -> Trouble | None:
+    def _check_critics(self, metrics: Mapping[str, Tensor | float]) -> Divergence | None:
         config = self._learner.config
         for name, value in self._mean_values():
             limit = self._config.max_value * largest_return(config, name)
             loss = float(metrics.get(f"{name}/critic_loss", 0.0))
             if not value <= limit or loss > limit**2:
                 text = f"the {name} critics' mean value is {value:.3g} and their loss {loss:.3g}"
-                return Trouble("critics", f"{text}, values of at most {limit:.3g} expected (numerics.max_value)")
+                return Divergence("critics", f"{text}, values of at most {limit:.3g} expected (numerics.max_value)")
         return None
 
     @torch.no_grad()
@@ -157,26 +152,29 @@ class NumericalWatch:
             features = agent.actor.features(observations, images)
             yield name, float(agent.critic(torch.cat([features, actions], -1)).abs().mean())
 
-    def _look_at_novelty(self, owner: str) -> Signal:
-        reward, least = self._learner.novelty_reward(self._learner.replay.newest(ROWS), owner), self._config.min_novelty
+    def _novelty_signal(self, owner: str) -> Signal:
+        reward, minimum = (
+            self._learner.rewards.novelty(self._learner.replay.newest(ROWS), owner),
+            self._config.min_novelty,
+        )
         mean, spread = float(reward.mean()), float(reward.std())
         if mean >= self._learner.config.novelty.max_reward:
-            spread = mean  # all are as new as can be, until the running deviation has followed
+            spread = mean  # every frame has the max reward until the running deviation has adapted
         text = f"the novelty reward of recent frames is {mean:.3g} with a deviation of {spread:.3g}"
-        trouble = Trouble("novelty", f"{text}, at least {least:g} expected (numerics.min_novelty)")
-        return Signal(f"{owner} novelty", min(mean, spread), least, trouble)
+        divergence = Divergence("novelty", f"{text}, at least {minimum:g} expected (numerics.min_novelty)")
+        return Signal(f"{owner} novelty", min(mean, spread), minimum, divergence)
 
-    def _look_at_classifier(self) -> Signal:
-        learner, least = self._learner, self._config.min_spread
+    def _classifier_signal(self) -> Signal:
+        learner, minimum = self._learner, self._config.min_spread
         rows, goals = (spaced(len(of), count) for of, count in ((learner.replay, ROWS), (learner.goals, GOALS)))
-        of_rows = learner.success_of_rows(rows.to(learner.device))
-        seen = torch.cat([of_rows, learner.success_of_images(learner.goals[goals])])
+        of_frames = learner.rewards.success(rows.to(learner.device))
+        seen = torch.cat([of_frames, learner.success_of_images(learner.goals[goals])])
         mean, spread = float(seen.mean()), float(seen.std())
         text = (
             f"the classifier gives goals and other frames a probability of {mean:.3g} with a deviation of {spread:.3g}"
         )
-        trouble = Trouble("classifier", f"{text}, at least {least:g} expected (numerics.min_spread)")
-        return Signal("classifier", spread, least, trouble)
+        divergence = Divergence("classifier", f"{text}, at least {minimum:g} expected (numerics.min_spread)")
+        return Signal("classifier", spread, minimum, divergence)
 
 
 def spaced(length: int, count: int) -> Tensor:
@@ -185,7 +183,7 @@ def spaced(length: int, count: int) -> Tensor:
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first tensor whose sum is not finite: a fifth of the time of looking at each number."""
+    """Return the name of the first tensor whose sum is not finite; checking each number takes five times as long."""
     found = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Outcomes: the judge's verdicts on how the newest task episodes ended, told from images alone."""
+"""The judge's verdicts on the newest task episodes, from images alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from r3l.learner.replay import Replay
 from r3l.models.judge import Judge
 
 NEWEST = 20
-"""Episodes that are averaged."""
+"""Episodes per average."""
 
 
 class JudgedEpisodes:
-    """Follows a replay and judges each task episode when the row after its end arrives."""
+    """Follows a replay and judges each task episode once the row after its end has arrived."""
 
     def __init__(self, replay: Replay, judge: Judge) -> None:
-        """Judge what comes after the rows there are."""
+        """Judge episodes that end from now on."""
         self._replay, self._judge = replay, judge
         self._seen = replay.added
         self._verdicts: deque[bool] = deque(maxlen=NEWEST)

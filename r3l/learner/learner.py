@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from r3l.config.schema import Config
-from r3l.learner.replay import Replay, Sampled
-from r3l.models.classifier import Classifier
-from r3l.models.novelty import Novelty
-from r3l.models.policy import DiagnosticStateEncoder, Encoder, NoEncoder, Policies
+from r3l.learner.encoder import LearnedEncoder
+from r3l.learner.replay import Replay, Sampled, batched
+from r3l.learner.rewards import Rewards, phases_of
+from r3l.learner.state import LearnerState
+from r3l.models.classifier import RewardModel, build_classifier
+from r3l.models.encoder import Encoder, build_encoder
+from r3l.models.novelty import Novelty, build_novelty
+from r3l.models.policy import Policies
 from r3l.models.sac import SAC, Batch
-from r3l.models.torch_setup import populate
-from r3l.models.vae import VAE, jittered
+from r3l.models.vae import VAE
 from r3l.robot.base import RobotSpec
-from r3l.run.experience import MAX_SEQUENCE, PHASES, ExperienceStore, Row
-from r3l.run.files import one_line
-from r3l.run.tensors import CheckpointError, Tensors, load_optimiser, optimiser_tensors, under_prefix, with_prefix
+from r3l.run.experience import ExperienceStore
+from r3l.run.tensors import Tensors, with_prefix
 
 Metrics = dict[str, float]
 AGENTS = ("task", "perturbation")
-COUNTERS = ("sequence", "steps", "updates", "pretraining", "is_pretrained")
-AT_ONCE, FEW = 256, 8
-"""Rows that are encoded together, and how many are still encoded one by one."""
-MEMORY_ROWS = 2048
-"""Rows whose memory is asked for at once, ahead of them."""
+ENCODED_AT_ONCE = 256
+"""Max rows that are encoded in one batch."""
+ENCODED_SINGLY = 8
+"""Up to so many new rows are encoded one by one, as in sync mode: a batch differs in the last bit."""
 
 
-class Learner:
-    """Everything that learns, over one replay.
+class Learner(LearnerState):
+    """Every learned model, over one replay.
 
-    Random draws come from the learner's own generators, so that the same rows in the same order give the same
-    weights, bit for bit, also across a checkpoint.
+    Random draws come from the learner's own generators: the same rows in the same order give the same weights, bit for
+    bit, also across a checkpoint.
     """
 
     def __init__(
@@ -57,34 +55,25 @@ class Learner:
 
         Args:
             goals: uint8 [G, 3, H, W], the training goal images.
-            true_reward: maps ground truth [B, D] to [B]; diagnostic runs alone have one.
-            overlaps: whether the agents' updates run at once, on two threads; the weights are the same, bit for bit.
+            true_reward: maps ground truth [B, D] to [B]; only diagnostic runs have one.
+            overlaps: update both agents at the same time, on two threads; the weights are the same, bit for bit.
         """
+        super().__init__(config.seed)
         self.config, self.device, self.goals = config, device, goals.to(device)
-        self._true_reward = true_reward
         actions, camera = len(spec.joints), spec.camera
-        stacked = (3 * config.window, camera.height)
-        single = (3, camera.height)
-        latents = {"latent": config.vae.latent_size, "pixels": 0, "diagnostic-true-state": len(spec.diagnostic)}
-        size = latents[config.state]
+        size = config.latent_size(len(spec.diagnostic))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.vae = VAE(config.vae, actions) if config.state == "latent" else None
-            self._vae_next = copy.deepcopy(self.vae)
+            self.encoder: Encoder = build_encoder(config, actions)
             features = config.window * (size + 2 * actions)
-            pixels = stacked if config.state == "pixels" else None
-            self.agents = {name: SAC(features, actions, config.sac, image=pixels) for name in AGENTS}
-            novelty_image = single if config.novelty.sees == "pixels" else None
+            pixels = (3 * config.window, camera.height) if config.state == "pixels" else None
+            self.agents = {name: SAC(features, actions, config.sac, image=pixels).to(device) for name in AGENTS}
             owners = AGENTS if config.separate_replays else AGENTS[1:]
-            novelty_size = 2 * size if config.novelty.motion else size
-            self.novelty = {name: Novelty(config.novelty, novelty_size, image=novelty_image) for name in owners}
-            classifier_image = single if config.classifier.sees == "pixels" else None
-            self.classifier = Classifier(config.classifier, size, image=classifier_image)
-        for module in self.modules().values():
-            module.to(device)
-        self.vae_optimiser = None
-        if self._vae_next is not None:
-            self.vae_optimiser = torch.optim.Adam(self._vae_next.parameters(), config.vae.learning_rate, fused=True)
+            novelty = {name: build_novelty(config, size, camera.height).to(device) for name in owners}
+            classifier = build_classifier(config, size, camera.height).to(device)
+        self.vae = self.encoder if isinstance(self.encoder, VAE) else None
+        """The acting encoder, where it is learned."""
+        self.learned_encoder = LearnedEncoder(self.vae, config.vae, device) if self.vae is not None else None
         self.replay = Replay(
             config.replay_capacity,
             image_shape=(camera.height, camera.width, 3),
@@ -94,36 +83,25 @@ class Learner:
             window=config.window,
             device=device,
         )
-        self.rng = np.random.default_rng(config.seed)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.rewards = Rewards(config, self.replay, self.goals, classifier, novelty, true_reward)
         self._threads: ThreadPoolExecutor | None = None
-        if overlaps:  # the agents share only what they read: a third less time on two cores that are free
+        if overlaps:  # a third less time on two free cores: the agents share only what they read
             threads = torch.get_num_threads()
             self._threads = ThreadPoolExecutor(len(AGENTS), "agent", torch.set_num_threads, (threads,))
-        self.sequence = 0
-        """The last row of the store that was followed."""
-        self.steps = 0
-        """Env steps among the rows followed."""
-        self.updates = 0
-        self.pretraining = 0
-        """Updates made before the agents' first."""
-        self.is_pretrained = False
-        self.on_progress: Callable[[], None] = lambda: None
-        """Called now and then by what takes long, but `pretrain`; what it raises breaks that off."""
-        self._is_encoded = True
-        """Whether every cached latent is the acting encoder's."""
-        self._at_once = min(AT_ONCE, config.replay_capacity)
-        self._goal_latents = self._encode(self.goals)
+        self.rewards.goal_latents = self.encode(self.goals)
 
     @property
-    def encoder(self) -> Encoder:
-        """What turns images into the latents of the policies."""
-        if self.vae is not None:
-            return self.vae
-        return NoEncoder() if self.config.state == "pixels" else DiagnosticStateEncoder()
+    def classifier(self) -> RewardModel:
+        """The success classifier."""
+        return self.rewards.classifier
+
+    @property
+    def novelty(self) -> dict[str, Novelty]:
+        """The novelty models by agent."""
+        return self.rewards.novelty_models
 
     def policies(self) -> Policies:
-        """Return what acts, sharing the live weights."""
+        """Return the policies, which share the live weights."""
         actors = {name: agent.actor for name, agent in self.agents.items()}
         correlation = self.config.sac.noise_correlation
         return Policies(self.encoder, actors, self.config.window, self.device, noise_correlation=correlation)
@@ -133,8 +111,8 @@ class Learner:
         found: dict[str, nn.Module] = {"classifier": self.classifier}
         found |= {f"{name}_agent": agent for name, agent in self.agents.items()}
         found |= {f"{name}_novelty": novelty for name, novelty in self.novelty.items()}
-        if self.vae is not None and self._vae_next is not None:
-            found |= {"vae": self.vae, "vae_next": self._vae_next}
+        if self.learned_encoder is not None:
+            found |= {"vae": self.learned_encoder.acting, "vae_next": self.learned_encoder.learning}
         return found
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -143,18 +121,17 @@ class Learner:
         for name, agent in self.agents.items():
             found |= {f"{name}_agent.{part}": optimiser for part, optimiser in agent.optimisers().items()}
         found |= {f"{name}_novelty": novelty.optimiser for name, novelty in self.novelty.items()}
-        if self.vae_optimiser is not None:
-            found["vae"] = self.vae_optimiser
+        if self.learned_encoder is not None:
+            found["vae"] = self.learned_encoder.optimiser
         return found
 
     def follow(self, store: ExperienceStore, limit: int = -1) -> None:
-        """Take in rows that the store gained since the last call, at most `limit`."""
-        for rows in batched(store.rows(self.sequence, limit), self._at_once):
+        """Take in the rows that the store gained since the last call, at most `limit` of them."""
+        for rows in batched(store.rows(self.sequence, limit), min(ENCODED_AT_ONCE, self.replay.capacity)):
             self.on_progress()
             images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).to(self.device)
             diagnostic = torch.from_numpy(np.stack([row.diagnostic for row in rows])).to(self.device)
-            # Few rows are encoded one by one, as they come in sync mode: a batch would differ in the last bit.
-            size = AT_ONCE if len(rows) > FEW else 1
+            size = ENCODED_AT_ONCE if len(rows) > ENCODED_SINGLY else 1
             parts = zip(images.split(size), diagnostic.split(size), strict=True)
             self.replay.add(rows, torch.cat([self.encoder.encode(*part) for part in parts]))
             self.sequence = rows[-1].sequence
@@ -168,96 +145,28 @@ class Learner:
         return int(learnable * self.config.update_ratio) - self.updates
 
     def pretrain(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Metrics:
-        """Fit encoder and classifier on what exploration saw; the agents start after it.
+        """Fit encoder and classifier to what exploration saw, before the agents' first update.
 
         `on_progress(done, total)` is called after each update, when a checkpoint may be written; it may also raise.
         """
         metrics: dict[str, Tensor] = {}
-        vae_updates = self.config.vae.pretrain_updates if self.vae is not None else 0
+        encoder_updates = self.config.vae.pretrain_updates if self.learned_encoder is not None else 0
         classifier_updates = self.config.classifier.pretrain_updates if self.config.reward == "classifier" else 0
-        total = vae_updates + classifier_updates
+        total = encoder_updates + classifier_updates
         while self.pretraining <= total:
-            if self.pretraining == vae_updates:
-                self._refresh_encoder()
+            if self.pretraining == encoder_updates:
+                self.refresh_encoder()
             if self.pretraining == total:
                 break
-            is_vae = self.pretraining < vae_updates
-            metrics |= self._update_vae(tether=0.0) if is_vae else self._update_classifier()
+            is_encoder = self.pretraining < encoder_updates
+            metrics |= self.update_encoder(tether=0.0) if is_encoder else self.update_classifier()
             self.pretraining += 1
             on_progress(self.pretraining, total)
         self.is_pretrained = True
         return {name: float(value) for name, value in metrics.items()}
 
-    def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return everything a new process needs to go on exactly: tensors, and JSON values.
-
-        The cached latents are part of it: encoding in other batches would differ in the last bit.
-        """
-        tensors: Tensors = {}
-        for name, module in self.modules().items():
-            tensors |= with_prefix(name, dict(module.state_dict()))
-        for name, optimiser in self.optimisers().items():
-            tensors |= with_prefix(f"optimiser.{name}", optimiser_tensors(optimiser))
-        tensors["generator"] = self.generator.get_state()
-        tensors["latents"] = self.replay.latents[: len(self.replay) if self._is_encoded else 0]
-        tensors["goal_latents"] = self._goal_latents
-        counters = {name: getattr(self, name) for name in COUNTERS}
-        return tensors, counters | {"rng": self.rng.bit_generator.state}
-
-    def restore(self, tensors: Tensors, meta: Any, store: ExperienceStore) -> None:
-        """Go on from `state`, with the replay rebuilt from the store; later rows are left to `follow`.
-
-        A store that lost rows since then is taken in anew, as far as `state` had got.
-
-        Raises:
-            CheckpointError: `state` was another learner's: tensors are missing, or of other shapes.
-        """
-        try:
-            self._load(tensors, meta)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"the checkpoint is not of this run ({one_line(error)}); see r3l check") from error
-        latents, kept = tensors["latents"].to(self.device), store.count(self.sequence)
-        if kept == self.sequence and len(latents) == min(kept, self.replay.capacity):
-            self._rebuild(store, latents)
-        else:
-            self.sequence = self.steps = self.replay.added = 0
-            self.follow(store, kept)
-
-    def _load(self, tensors: Tensors, meta: dict[str, Any]) -> None:
-        for name, module in self.modules().items():
-            module.load_state_dict(under_prefix(name, tensors))
-        for name, optimiser in self.optimisers().items():
-            load_optimiser(optimiser, under_prefix(f"optimiser.{name}", tensors))
-        self.generator.set_state(tensors["generator"])
-        self._goal_latents = tensors["goal_latents"].to(self.device)
-        if len(self._goal_latents) != len(self.goals):  # there are more goal images by now
-            self._goal_latents = self._encode(self.goals)
-        self.rng.bit_generator.state = meta["rng"]
-        for name in COUNTERS:
-            setattr(self, name, type(getattr(self, name))(meta.get(name, 0)))
-            if not 0 <= getattr(self, name) <= MAX_SEQUENCE:
-                raise ValueError(f"{name} is {meta[name]!r:.40}")
-        if tensors["latents"].shape[1:] != self.replay.latents.shape[1:]:
-            raise ValueError(f"latents are {list(tensors['latents'].shape)}")
-
-    def _rebuild(self, store: ExperienceStore, latents: Tensor) -> None:
-        """Fill the replay with the rows up to `sequence`, and with the latents that it had: [N, Z]."""
-        replay = self.replay
-        replay.added = max(self.sequence - replay.capacity, 0)
-        rows = store.rows(replay.added, self.sequence - replay.added)
-        memory = ThreadPoolExecutor(1, "memory")
-        try:
-            for images in replay.images[: self.sequence].split(MEMORY_ROWS):
-                memory.submit(populate, images.numpy())
-            for part in batched(rows, self._at_once):
-                self.on_progress()
-                at = (replay.added + torch.arange(len(part), device=self.device)) % replay.capacity
-                replay.add(part, latents[at])
-        finally:
-            memory.shutdown(cancel_futures=True)
-
     def weights(self, *, averaged: bool = True) -> Tensors:
-        """Return what acting needs, for publishing: encoder and actors, averaged ones being steadier than the live."""
+        """Return the encoder and the actors for publishing; `averaged` actors vary less than the live ones."""
         tensors: Tensors = {}
         if self.vae is not None:
             tensors |= with_prefix("vae", dict(self.vae.state_dict()))
@@ -267,71 +176,39 @@ class Learner:
         return tensors
 
     def update(self) -> dict[str, Tensor]:
-        """Update each agent once, and the other models at their own cadence; return metrics as tensors."""
+        """Update each agent once, and the other models at their own intervals; return metrics as tensors."""
         config = self.config
-        metrics: dict[str, Tensor] = {}
         self.updates += 1
+        names: tuple[str, ...] = AGENTS
         if config.update_acting_only:
-            acting = "perturbation" if self.replay.newest_phase() == "perturbation" else "task"
-            metrics |= self._update_agents((acting,))
-        else:
-            metrics |= self._update_agents(AGENTS)
+            names = ("perturbation" if self.replay.newest_phase() == "perturbation" else "task",)
+        metrics = self.update_agents(names)
         if self.updates % config.novelty.update_every == 0:
-            for owner, novelty in self.novelty.items():
-                rows = self._rows(config.novelty.batch_size, self._phases(owner))
-                metrics |= novelty.update(self._novelty_states(rows))
+            metrics |= self.rewards.update_novelty(self.rng)
         if config.reward == "classifier" and self.updates % config.classifier.update_every == 0:
-            metrics |= self._update_classifier()
-        if self.vae is not None and config.vae.update_every:
+            metrics |= self.update_classifier()
+        if self.learned_encoder is not None and config.vae.update_every:
             if self.updates % config.vae.update_every == 0:
-                metrics |= self._update_vae(tether=config.vae.tether)
+                metrics |= self.update_encoder(tether=config.vae.tether)
             if self.updates % config.vae.refresh_every == 0:
-                self._refresh_encoder()
+                self.refresh_encoder()
         return metrics
 
-    def task_reward(self, rows: Tensor) -> Tensor:
-        """Return the task policy's reward for replay positions: [B] int64 to [B] float32."""
-        if self.config.reward == "diagnostic-true-reward":
-            if self._true_reward is None:
-                raise ValueError("reward is 'diagnostic-true-reward' and the task offers none")
-            reward = self._true_reward(self.replay.diagnostic[rows])
-        else:
-            reward = self.classifier.reward(self._states(rows, self.config.classifier.sees))
-        if self.config.novelty_bonus:
-            reward = reward + self.config.novelty_bonus * self.novelty_reward(rows, "task")
-        return reward
-
-    def novelty_reward(self, rows: Tensor, owner: str = "perturbation") -> Tensor:
-        """Return the novelty reward for replay positions: [B] int64 to [B] float32."""
-        novelty = self.novelty.get(owner, self.novelty["perturbation"])
-        return novelty.reward(self._novelty_states(rows))
-
-    def success_of_rows(self, rows: Tensor) -> Tensor:
-        """Return the success classifier's probability for replay positions: [B] int64 to [B] float32."""
-        sees = self.config.classifier.sees
-        return torch.cat([self.classifier.probability(self._states(part, sees).float()) for part in rows.split(256)])
-
     def success_of_images(self, images: Tensor) -> Tensor:
-        """Return the success classifier's probability for images: uint8 [B, 3, H, W] to [B] float32."""
+        """Return the classifier's probability of success for images: uint8 [B, 3, H, W] to float32 [B]."""
         images = images.to(self.device)
-        states = images if self.config.classifier.sees == "pixels" else self._encode(images)
-        return torch.cat([self.classifier.probability(part.float()) for part in states.split(256)])
+        return self.rewards.success_of(images if self.config.classifier.sees == "pixels" else self.encode(images))
 
     def exploration_images(self) -> Tensor:
         """Return the images of the exploration phase: uint8 [N, 3, H, W]."""
         return self.replay.images[self.replay.rows_of("exploration")]
 
     def reward_check(self) -> Metrics:
-        """Return both rewards' means over the newest 250 rows, drawing no random number."""
-        if not self.is_pretrained:
-            return {}
-        rows = self.replay.newest(250)
-        return {
-            "recent/task_reward": float(self.task_reward(rows).mean()),
-            "recent/novelty_reward": float(self.novelty_reward(rows).mean()),
-        }
+        """Return both rewards' means over the newest rows; nothing before pretraining."""
+        return self.rewards.means() if self.is_pretrained else {}
 
-    def _update_agents(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def update_agents(self, names: tuple[str, ...] = AGENTS) -> dict[str, Tensor]:
+        """Update the named agents once on the same transitions, each with its own reward."""
         metrics: dict[str, Tensor] = {}
         updates: list[Callable[[], dict[str, Tensor]]] = []
         sampled: Sampled | None = None
@@ -339,12 +216,12 @@ class Learner:
             if sampled is None or self.config.separate_replays:
                 settings = self.config.sac
                 sampled = self.replay.sample(
-                    settings.batch_size, self.rng, phases=self._phases(name), horizon=settings.horizon
+                    settings.batch_size, self.rng, phases=phases_of(self.config, name), horizon=settings.horizon
                 )
                 common = self._batch(sampled)
                 powers = settings.discount ** torch.arange(settings.horizon, device=self.device)
             rows = sampled.rows.reshape(-1)
-            reward = self.task_reward(rows) if name == "task" else self.novelty_reward(rows)
+            reward = self.rewards.task(rows) if name == "task" else self.rewards.novelty(rows)
             reward = reward.view_as(sampled.rows)
             batch = replace(common, reward=(reward * sampled.followed * powers).sum(-1))
             noise = torch.randn(2, *batch.action.shape, generator=self.generator).to(self.device)
@@ -355,7 +232,7 @@ class Learner:
         return metrics
 
     def _begun(self, update: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        """Begin an agent's update; return what waits for its metrics."""
+        """Begin an agent's update; return a function that waits for its metrics."""
         if self._threads is not None:
             return self._threads.submit(update).result
         metrics = update()
@@ -375,76 +252,33 @@ class Learner:
             next_image=replay.pixels(sampled.next) if is_pixels else None,
         )
 
-    def _phases(self, owner: str) -> tuple[str, ...]:
-        return ("exploration", owner) if self.config.separate_replays else PHASES
+    def update_classifier(self) -> dict[str, Tensor]:
+        """Make one step on the classifier."""
+        return self.rewards.update_classifier(self.rng, self.generator)
 
-    def _rows(self, count: int, phases: tuple[str, ...] = PHASES) -> Tensor:
-        return self.replay.sample_rows(count, self.rng, phases=phases)
+    def update_encoder(self, *, tether: float) -> dict[str, Tensor]:
+        """Make one step on the learning encoder."""
+        assert self.learned_encoder is not None
+        return self.learned_encoder.update(self.replay, self.rng, self.generator, tether=tether)
 
-    def _states(self, rows: Tensor, sees: str) -> Tensor:
-        return self.replay.pixels(rows[:, None]) if sees == "pixels" else self.replay.latents[rows]
-
-    def _novelty_states(self, rows: Tensor) -> Tensor:
-        config = self.config.novelty
-        now = self._states(rows, config.sees)
-        if config.sees == "pixels" or not config.motion:
-            return now
-        return torch.cat([now, config.motion * (now - self.replay.latents[self.replay.previous(rows)])], -1)
-
-    def _update_classifier(self) -> dict[str, Tensor]:
-        config = self.config.classifier
-        chosen = torch.from_numpy(self.rng.integers(0, len(self.goals), config.batch_size)).to(self.device)
-        goals = self.goals[chosen] if config.sees == "pixels" else self._goal_latents[chosen]
-        wide = round(config.batch_size * config.exploration_share)
-        rows = self._rows(config.batch_size - wide, self._phases("task"))
-        if wide:
-            rows = torch.cat([rows, self._rows(wide, ("exploration", "perturbation"))])
-        return self.classifier.update(goals, self._states(rows, config.sees), self.generator)
-
-    def _update_vae(self, tether: float) -> dict[str, Tensor]:
-        assert self._vae_next is not None
-        assert self.vae_optimiser is not None
-        rows = self._rows(self.config.vae.batch_size)
-        images = self.replay.pixels(rows[:, None])
-        noise = torch.randn(len(rows), self.config.vae.latent_size, generator=self.generator).to(self.device)
-        near = self.replay.neighbours(rows, self.config.vae.neighbours, self.rng)
-        drawn = images if near is rows else self.replay.pixels(near[:, None])
-        amount = self.config.vae.jitter
-        seen = jittered(images, amount, self.generator) if amount else images
-        loss, metrics = self._vae_next.loss(seen, drawn, self.replay.proprioception[near], noise)
-        if tether:
-            drift = (self._vae_next.posterior(images)[0] - self.replay.latents[rows]).square().sum(-1).mean()
-            loss = loss + tether * drift
-            metrics["drift"] = drift.detach()
-        self.vae_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.vae_optimiser.step()
-        return {f"vae/{name}": value for name, value in metrics.items()}
-
-    def _refresh_encoder(self) -> None:
-        """Let the newest encoder act and encode the replay again."""
-        if self.vae is not None and self._vae_next is not None:
-            self.vae.load_state_dict(self._vae_next.state_dict())
+    def refresh_encoder(self) -> None:
+        """Let the newest encoder act, and encode the replay again."""
+        if self.learned_encoder is not None:
+            self.learned_encoder.refresh()
             self.reencode()
 
     def reencode(self) -> None:
-        """Refresh every cached latent with the acting encoder."""
-        self._is_encoded = False
-        self._goal_latents = self._encode(self.goals)
-        for rows in torch.arange(len(self.replay), device=self.device).split(AT_ONCE):
+        """Compute every cached latent anew with the acting encoder."""
+        self.is_encoded = False
+        self.rewards.goal_latents = self.encode(self.goals)
+        for rows in torch.arange(len(self.replay), device=self.device).split(ENCODED_AT_ONCE):
             self.on_progress()
-            latents = self.encoder.encode(self.replay.pixels(rows[:, None]), self.replay.diagnostic[rows])
-            self.replay.latents[rows] = latents
-        self._is_encoded = True
+            images, diagnostic = self.replay.pixels(rows[:, None]), self.replay.diagnostic[rows]
+            self.replay.latents[rows] = self.encoder.encode(images, diagnostic)
+        self.is_encoded = True
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the acting encoder's latents: uint8 [B, 3, H, W] to [B, Z]; zeros without a learned encoder."""
         if self.vae is None:
             return torch.zeros(len(images), 0, device=self.device)
-        return torch.cat([self.vae.encode(part) for part in images.split(AT_ONCE)])
-
-
-def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Yield rows in lists of `size`; the last one may be shorter."""
-    source = iter(rows)
-    while part := list(islice(source, size)):
-        yield part
+        return torch.cat([self.vae.encode(part) for part in images.split(ENCODED_AT_ONCE)])

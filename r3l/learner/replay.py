@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -179,3 +180,10 @@ class Replay:
         reach = np.minimum(self._step[last % self.capacity], last - oldest)
         back = np.minimum(np.arange(self.window - 1, -1, -1)[None, :], reach[:, None])
         return torch.from_numpy((last[:, None] - back) % self.capacity).to(self.device)
+
+
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Yield rows in lists of `size`; the last one may be shorter."""
+    source = iter(rows)
+    while part := list(islice(source, size)):
+        yield part

@@ -118,8 +118,8 @@ class RewardHealth:
         newest = learner.replay.newest(NEWEST)
         found = check(
             _array(learner.success_of_images(self._held_out)),
-            _array(learner.success_of_rows(chosen)),
-            _array(learner.success_of_rows(newest)),
+            _array(learner.rewards.success(chosen)),
+            _array(learner.rewards.success(newest)),
         )
         had_time = learner.updates >= self._config.grace_steps * learner.config.update_ratio
         self._judge(found, had_time, self._on_event)

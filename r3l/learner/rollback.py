@@ -1,4 +1,4 @@
-"""Rollback: the way back from learning that broke, to the last checkpoint that is well."""
+"""Rollback: the return from diverged learning to the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from r3l.config.schema import NumericsConfig
-from r3l.learner.divergence import NumericalWatch
+from r3l.learner.divergence import DivergenceMonitor
 from r3l.learner.learner import Learner
 from r3l.run.checkpoint import LATEST, newest_first, read_checkpoint, remove_checkpoint
 from r3l.run.experience import ExperienceStore
@@ -23,30 +23,30 @@ HOUR_S = 3600.0
 
 
 class Recovery:
-    """Looks after the numbers of a learner, and lets it go back where they broke, so many times an hour."""
+    """Returns a diverged learner to its last good checkpoint, at most so many times per hour."""
 
     def __init__(self, learner: Learner, folder: Path, tell: Callable[[str, str], None]) -> None:
-        """Go back to checkpoints in `folder`; `tell(kind, message)` writes an event."""
+        """Use the checkpoints in `folder`; `tell(kind, message)` writes an event."""
         self._learner, self._folder, self._tell = learner, folder, tell
         config = learner.config.numerics
         self._every = config.check_every
-        self._watch, self._rollbacks = NumericalWatch(learner, config), Rollbacks(config)
+        self.monitor, self.rollbacks = DivergenceMonitor(learner, config), Rollbacks(config)
         self.times = 0
-        """How often it went back."""
+        """Rollbacks of this process."""
         self.is_going_back = False
-        """Whether the learner is in between: no checkpoint may be written of it."""
+        """Whether a rollback is going on: no checkpoint may be written of the learner."""
         self.has_failed = False
-        """Whether it may not go back any more, or cannot: the run must end."""
+        """Whether no further rollback is allowed or possible: the run must end."""
 
     def after_update(self, metrics: Mapping[str, Tensor | float], store: ExperienceStore) -> bool:
-        """Look when it is time; return whether the learner went back."""
+        """Check at the configured interval; return whether the learner went back."""
         if not self._every or self._learner.updates % self._every:
             return False
-        trouble = self._watch.look(metrics)
-        return trouble is not None and self.go_back(f"{trouble.name}: {trouble.message}", store)
+        found = self.monitor.check(metrics)
+        return found is not None and self.go_back(f"{found.name}: {found.message}", store)
 
     def may_save(self, tensors: Mapping[str, Tensor], store: ExperienceStore) -> bool:
-        """Return whether a checkpoint of these tensors may be kept; else the learner went back."""
+        """Return whether these tensors are finite and may be saved; if not, the learner goes back."""
         try:
             require_finite(dict(tensors))
         except CheckpointError as error:
@@ -55,17 +55,17 @@ class Recovery:
         return True
 
     def saved(self) -> None:
-        """Take in that a new checkpoint was written."""
-        self._rollbacks.saved()
+        """Note that a new checkpoint was written."""
+        self.rollbacks.saved()
 
     def go_back(self, reason: str, store: ExperienceStore) -> bool:
-        """Go back to the last good checkpoint and tell; False, and `has_failed`, where that may not or cannot be."""
-        if not self._rollbacks.admit(time.monotonic()):
+        """Go back to the last good checkpoint and write an event; False and `has_failed` if that is impossible."""
+        if not self.rollbacks.admit(time.monotonic()):
             self._fail(f"{reason}; went back too often (numerics.max_rollbacks_per_hour): ending")
             return False
         self.is_going_back = True
         try:
-            update = roll_back(self._learner, store, self._folder, self._warn, skip=self._rollbacks.skip)
+            update = roll_back(self._learner, store, self._folder, self._warn, skip=self.rollbacks.skip)
         except CheckpointError as error:
             self._fail(f"{reason}; there is no checkpoint to go back to ({error}): ending")
             return False
@@ -74,14 +74,14 @@ class Recovery:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return what a new process needs to watch on, as JSON values."""
-        return {"well": self._watch.well(), "rollback_ages_s": self._rollbacks.ages_s(time.monotonic())}
+        """Return what a new process needs to continue, as JSON values."""
+        return {"well": self.monitor.well(), "rollback_ages_s": self.rollbacks.ages_s(time.monotonic())}
 
     def restore(self, state: object) -> None:
-        """Watch on from `state`; what is no such thing is left out."""
+        """Continue from `state`; anything else is ignored."""
         if isinstance(state, dict):
-            self._watch.remember(state.get("well"))
-            self._rollbacks.remember(state.get("rollback_ages_s"), time.monotonic())
+            self.monitor.remember(state.get("well"))
+            self.rollbacks.remember(state.get("rollback_ages_s"), time.monotonic())
 
     def _warn(self, message: str) -> None:
         self._tell("checkpoint", message)
@@ -92,17 +92,17 @@ class Recovery:
 
 
 class Rollbacks:
-    """Decides whether learning may go back once more, and how far."""
+    """Decides whether a rollback is allowed, and how far it goes."""
 
     def __init__(self, config: NumericsConfig) -> None:
         self._limit = config.max_rollbacks_per_hour
         self._times_s: deque[float] = deque()
         self._is_saved = True
         self.skip = 0
-        """Good checkpoints to pass over: one where trouble came again before a new one was written."""
+        """Good checkpoints to pass over: one if learning diverged again before a new checkpoint was written."""
 
     def admit(self, now_s: float) -> bool:
-        """Return whether it may go back at this time of a monotonic clock; if so it is counted, and `skip` is set."""
+        """Return whether a rollback is allowed at this monotonic time; if so, count it and set `skip`."""
         while self._times_s and now_s - self._times_s[0] >= HOUR_S:
             self._times_s.popleft()
         if len(self._times_s) >= self._limit:
@@ -112,15 +112,15 @@ class Rollbacks:
         return True
 
     def saved(self) -> None:
-        """Take in that a new checkpoint was written."""
+        """Note that a new checkpoint was written."""
         self._is_saved = True
 
     def ages_s(self, now_s: float) -> list[float]:
-        """Return how long ago it went back, each time within the last hour, s."""
+        """Return the age of each rollback of the last hour, s."""
         return [now_s - each for each in self._times_s if now_s - each < HOUR_S]
 
     def remember(self, ages_s: object, now_s: float) -> None:
-        """Count what another process did; what is no list of ages is left out."""
+        """Take over the result of `ages_s` from an earlier process; anything but a list is ignored."""
         ages = [each for each in ages_s if isinstance(each, int | float)] if isinstance(ages_s, list) else []
         known = sorted(now_s - each for each in ages if 0 <= each < HOUR_S)[-self._limit :] if self._limit else []
         self._times_s = deque(known)
@@ -134,14 +134,14 @@ def roll_back(
     *,
     skip: int,
 ) -> int:
-    """Let a learner go on from the newest checkpoint in `folder` that the watch finds well; return its updates.
+    """Restore a learner from the newest checkpoint in `folder` that passes all checks; return its updates.
 
-    `skip` good ones are passed over, but for the last. What was passed over is removed, so that a new process does
-    not begin with it. Later draws differ from those that led into trouble, yet follow from the learner's own random
-    state. Rows stored since are left to `learner.follow`.
+    `skip` good checkpoints are passed over, but never the last one. Checkpoints passed over are removed, so that a new
+    process does not start from them. Later random draws differ from those before the divergence, yet follow from the
+    learner's own random state. Rows stored since are left to `learner.follow`.
 
     Raises:
-        CheckpointError: there is none to go back to.
+        CheckpointError: there is no usable checkpoint.
     """
     luck = int(learner.rng.integers(2**63))
     usable: list[Path] = []
@@ -153,12 +153,12 @@ def roll_back(
             warn(f"{error}; using the one before")
             continue
         usable.append(path)
-        if len(usable) > skip and NumericalWatch(learner, learner.config.numerics).is_well():
+        if len(usable) > skip and DivergenceMonitor(learner, learner.config.numerics).is_well():
             used = path
             break
     if not usable:
         raise CheckpointError(f"no checkpoint in {folder} can be gone back to")
-    if used is None:  # none is quite well: as far back as was asked for
+    if used is None:  # no checkpoint passes all checks: go back as far as `skip` asks
         used = usable[min(skip, len(usable) - 1)]
         _restore(learner, store, used)
     _perturb(learner, luck)
@@ -169,7 +169,7 @@ def roll_back(
 
 
 def _restore(learner: Learner, store: ExperienceStore, path: Path) -> None:
-    """Load one checkpoint's learner, gradients forgotten; CheckpointError where it is damaged or not finite."""
+    """Load one checkpoint and clear the gradients; CheckpointError if it is damaged or not finite."""
     tensors, meta = read_checkpoint(path)
     require_finite(tensors)
     learner.restore(tensors, meta.get("learner"), store)
@@ -178,7 +178,7 @@ def _restore(learner: Learner, store: ExperienceStore, path: Path) -> None:
 
 
 def _perturb(learner: Learner, luck: int) -> None:
-    """Let the learner draw other random numbers than it did, the same ones for the same luck."""
+    """Reseed the learner: other random numbers than before, the same ones for the same `luck`."""
     seeds = np.random.SeedSequence([learner.config.seed, learner.updates, luck])
     learner.rng.bit_generator.state = np.random.default_rng(seeds).bit_generator.state
     learner.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r3l.config.models import ClassifierConfig
+from r3l.config.schema import Config
 from r3l.models.networks import ConvNet, mlp
 
 Metrics = dict[str, Tensor]
@@ -31,13 +34,40 @@ def mixup(positives: Tensor, negatives: Tensor, share: Tensor, order: Tensor) ->
     return weights * inputs + (1 - weights) * inputs[order], share * labels + (1 - share) * labels[order]
 
 
-class Classifier(nn.Module):
-    """Discriminator whose probability of success rewards the task policy.
+class RewardModel(nn.Module, ABC):
+    """A learned reward of the task policy. A new one is a subclass in its own file and a line in `build_classifier`.
 
-    Source: Fu et al. 2018 (VICE), section 5; R3L (Zhu et al. 2020), section 4.1. Deviations: true mixup; noise on the
-    inputs while learning (Arjovsky & Bottou 2017, section 3), so that the reward rises towards the goal instead of
-    jumping up at it; half of the negatives come from exploration and perturbation; the reward is bounded and scaled by
-    its mean on the goals, which keeps it stationary while the policy's own successes turn into negatives.
+    States are float32 [B, I] vectors, or uint8 [B, C, H, W] images where `classifier.sees` is pixels.
+    """
+
+    optimiser: torch.optim.Optimizer
+
+    @abstractmethod
+    def probability(self, states: Tensor) -> Tensor:
+        """Return the probability of success, [B] in [0, 1]."""
+
+    @abstractmethod
+    def reward(self, states: Tensor) -> Tensor:
+        """Return the task reward, [B]."""
+
+    @abstractmethod
+    def update(self, goals: Tensor, visited: Tensor, generator: torch.Generator) -> Metrics:
+        """Make one step: goals [B, ...] are successes, visited [B, ...] count as failures; return metrics."""
+
+
+def build_classifier(config: Config, latent_size: int, side: int) -> RewardModel:
+    """Build the reward model of `config` over latents of `latent_size`, or over images with `side` pixels a side."""
+    image = (3, side) if config.classifier.sees == "pixels" else None
+    return Classifier(config.classifier, latent_size, image=image)
+
+
+class Classifier(RewardModel):
+    """The VICE discriminator, whose probability of success is the task reward.
+
+    Source: Fu et al. 2018 (VICE), section 5; R3L (Zhu et al. 2020), section 4.1. Deviations: mixup mixes inputs too;
+    noise on the inputs while learning (Arjovsky & Bottou 2017, section 3) makes the reward rise gradually towards the
+    goal; half of the negatives come from exploration and perturbation; the reward is bounded and scaled by its mean on
+    the goals, which keeps it stationary while the policy's own successes turn into negatives.
     """
 
     goal_level: Tensor

@@ -1,11 +1,14 @@
-"""Novelty: random network distillation, the perturbation policy's reward."""
+"""Novelty: the perturbation policy's reward."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from r3l.config.models import NoveltyConfig
+from r3l.config.schema import Config
 from r3l.models.networks import ConvNet, mlp
 
 Metrics = dict[str, Tensor]
@@ -26,7 +29,7 @@ class RunningMoments(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     def update(self, values: Tensor) -> None:
-        """Take in values [B, S]."""
+        """Update mean and variance with values [B, S]."""
         self.mean.lerp_(values.mean(0), 1 - self.decay)
         self.square.lerp_(values.square().mean(0), 1 - self.decay)
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
@@ -40,12 +43,35 @@ class RunningMoments(nn.Module):
         return mean, variance.sqrt()
 
 
-class Novelty(nn.Module):
-    """Error of a predictor trained to match a fixed random network: high where states are new.
+class Novelty(nn.Module, ABC):
+    """A model of how new a state is. A new kind of novelty is a subclass in its own file and a line in `build_novelty`.
+
+    States are float32 [B, I] vectors, or uint8 [B, C, H, W] images where `novelty.sees` is pixels.
+    """
+
+    optimiser: torch.optim.Optimizer
+
+    @abstractmethod
+    def reward(self, states: Tensor) -> Tensor:
+        """Return the novelty reward of states, [B] in [0, max_reward]; high where states are new."""
+
+    @abstractmethod
+    def update(self, states: Tensor) -> Metrics:
+        """Make one step towards calling `states` known; return metrics."""
+
+
+def build_novelty(config: Config, latent_size: int, side: int) -> Novelty:
+    """Build the novelty model of `config` over latents of `latent_size`, or over images with `side` pixels a side."""
+    image = (3, side) if config.novelty.sees == "pixels" else None
+    return RND(config.novelty, latent_size * (2 if config.novelty.motion else 1), image=image)
+
+
+class RND(Novelty):
+    """Random network distillation: the error of a predictor trained to match a fixed random network.
 
     Source: Burda et al. 2018, section 2.2; R3L (Zhu et al. 2020), section 4.2. Deviations: inputs are centred,
-    divided by the largest of their deviations, so that latents which say nothing are not blown up to noise, and
-    clipped to [-5, 5]; the reward is divided by a running standard deviation and clipped.
+    divided by the largest of their deviations, so that constant latents are not amplified to noise, and clipped to
+    [-5, 5]; the reward is divided by a running standard deviation and clipped.
     """
 
     def __init__(self, config: NoveltyConfig, inputs: int, *, image: tuple[int, int] | None = None) -> None:
@@ -81,7 +107,7 @@ class Novelty(nn.Module):
         return (self.error(states) / deviation).clamp(0, self.config.max_reward)
 
     def update(self, states: Tensor) -> Metrics:
-        """Fit the predictor to `states` for one step and take in their moments."""
+        """Fit the predictor to `states` for one step and update the running moments."""
         if not self.is_image:
             self.inputs.update(states)
         error = self.error(states)

@@ -1,51 +1,27 @@
-"""What acts: an encoder, a window of recent observations and actor networks."""
+"""The policies: an encoder, a window of recent observations and the actor networks."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from r3l.config.schema import Config
+from r3l.models.encoder import Encoder, build_encoder
 from r3l.models.sac import Actor, build_actor
 from r3l.models.vae import VAE
 from r3l.robot.base import FloatArray, Image, RobotSpec
 from r3l.run.tensors import CheckpointError, Tensors, under_prefix
 
 
-class Encoder(Protocol):
-    """Turns what a robot returned into latent states: a VAE, or one of the two below."""
-
-    def encode(self, images: Tensor, diagnostic: Tensor) -> Tensor:
-        """Map uint8 [B, 3, H, W] and float32 [B, D] to float32 [B, Z]."""
-        ...
-
-
-class NoEncoder:
-    """No latent at all (Z = 0): the policies see pixels with convolutions of their own."""
-
-    def encode(self, images: Tensor, diagnostic: Tensor) -> Tensor:
-        """Return [B, 0]."""
-        return diagnostic[:, :0]
-
-
-class DiagnosticStateEncoder:
-    """Ground truth in the latent's place (Z = D): for the diagnostic variants alone."""
-
-    def encode(self, images: Tensor, diagnostic: Tensor) -> Tensor:
-        """Return the true state, [B, D]."""
-        return diagnostic
-
-
 class Policies:
-    """Acts on a window of [latent, proprioception, applied command]; call `begin` at the start of a segment.
+    """The task and the perturbation actor over one window of [latent, proprioception, applied command].
 
-    Holds the actor networks by name (task, perturbation): they see the same window, encoded once.
+    Call `begin` at the start of a segment. Each observation is encoded once, for both actors.
     """
 
     def __init__(
@@ -65,13 +41,13 @@ class Policies:
         self._sees_pixels = any(actor.trunk is not None for actor in actors.values())
 
     def begin(self) -> None:
-        """Forget the window, and the noise."""
+        """Empty the window and drop the noise: the next observation begins a segment."""
         self._rows.clear()
         self._images.clear()
         self._noise = None
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
-        """Take in one observation: image [H, W, 3] uint8, the others [A], [A], [D] float32."""
+        """Encode one observation into the window: image uint8 [H, W, 3], the others float32 [A], [A], [D]."""
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self._device)
         truth = torch.from_numpy(diagnostic.copy())[None].to(self._device)
         latent = self._encoder.encode(pixels, truth)[0]
@@ -89,7 +65,7 @@ class Policies:
         return {"rows": torch.stack(list(self._rows)), "images": torch.stack(list(self._images))} | noise
 
     def restore(self, tensors: Tensors) -> None:
-        """Go on with the window and the noise that `state` returned."""
+        """Restore the window and the noise that `state` returned."""
         self.begin()
         if tensors:
             self._rows.extend(tensors["rows"].to(self._device))
@@ -97,7 +73,7 @@ class Policies:
             self._noise = tensors.get("noise")
 
     def adopt(self, other: Policies, *, encoder_changed: bool) -> None:
-        """Act with another one's networks from now on, the window kept; seen anew where the encoder changed."""
+        """Take over the networks of `other`. The window stays; a changed encoder encodes the window's images again."""
         self._encoder, self._actors = other._encoder, other._actors
         if encoder_changed and self._rows and isinstance(self._encoder, VAE):
             latents = self._encoder.encode(torch.stack(list(self._images)))
@@ -108,7 +84,7 @@ class Policies:
         """Return the named actor's action [A] in [-1, 1]: sampled with a generator, the mean without.
 
         Raises:
-            ValueError: nothing was seen since `begin`.
+            ValueError: the window is empty.
         """
         if not self._rows:
             raise ValueError("the policy has seen nothing yet; call see() before act()")
@@ -119,7 +95,7 @@ class Policies:
         return action[0].cpu().numpy()
 
     def _next_noise(self, actions: int, generator: torch.Generator) -> Tensor:
-        """Return standard normal noise [1, A], correlated with the last step's: each alone is what SAC samples."""
+        """Return noise [1, A], correlated with the last step's; each sample alone is standard normal, as in SAC."""
         fresh = torch.randn(1, actions, generator=generator)
         if self._noise is not None:
             fresh = self._correlation * self._noise + math.sqrt(1 - self._correlation**2) * fresh
@@ -130,13 +106,11 @@ class Policies:
 def build_policies(
     config: Config, spec: RobotSpec, device: torch.device, *, noise_correlation: float = 0.0
 ) -> tuple[Policies, dict[str, nn.Module]]:
-    """Build what acts, untrained, and its networks by the prefix of their published weights."""
+    """Build untrained policies, and their networks by the prefix of the published weights."""
     actions = len(spec.joints)
-    encoder: Encoder = NoEncoder() if config.state == "pixels" else DiagnosticStateEncoder()
-    modules: dict[str, nn.Module] = {}
-    size = {"latent": config.vae.latent_size, "pixels": 0}.get(config.state, len(spec.diagnostic))
-    if config.state == "latent":
-        encoder = modules["vae"] = VAE(config.vae, actions)
+    encoder = build_encoder(config, actions)
+    modules: dict[str, nn.Module] = {"vae": encoder} if isinstance(encoder, nn.Module) else {}
+    size = config.latent_size(len(spec.diagnostic))
     image = (3 * config.window, spec.camera.height) if config.state == "pixels" else None
     features = config.window * (size + 2 * actions)
     actors = {name: build_actor(features, actions, config.sac, image) for name in ("task", "perturbation")}
@@ -147,7 +121,7 @@ def build_policies(
 
 
 def load_policies(config: Config, spec: RobotSpec, weights: Tensors, device: torch.device) -> Policies:
-    """Build what acts from a run's config and published weights.
+    """Build the policies of a run's config with published weights.
 
     Raises:
         CheckpointError: the weights are not of this config, or not finite.

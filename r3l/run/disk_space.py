@@ -75,7 +75,7 @@ def forecast(config: Config, task: Task, *, steps_per_s: float | None = None) ->
     step = row_bytes(image, joints) * (1 + 1 / episode)
     step += TRUTH_BYTES * (1 + config.phases.homing_steps / episode) + NOTES_BYTES
     step += SNAPSHOT_BYTES / config.evaluate_every if config.evaluate_every else 0.0
-    latents = config.vae.latent_size if config.state == "latent" else 0
+    latents = config.latent_size()
     rows = min(config.replay_capacity, config.steps * (1 + 1 / episode))
     replay = round(rows * (image + 4 * (3 * joints + latents) + 9))
     checkpoint = CHECKPOINT_BYTES + round(rows * 4 * latents)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from r3l.config.errors import UserError
 from r3l.evaluation.report.visits import Frames, MissingError, ObjectAxis, Values
-from r3l.models.classifier import Classifier
+from r3l.models.classifier import build_classifier
 from r3l.models.judge import Judge, load_judge
 from r3l.models.networks import channels_first
 from r3l.models.vae import VAE, downsample, kl_divergence
@@ -70,12 +70,12 @@ class ModelProbes:
         if config.reward == "diagnostic-true-reward":
             reward = self.task.true_reward(torch.from_numpy(frames.diagnostic))
             return reward.numpy().astype(np.float64)
-        sizes = {"latent": config.vae.latent_size, "pixels": 0, "diagnostic-true-state": frames.diagnostic.shape[1]}
-        image = (3, self.task.rig.camera.height) if config.classifier.sees == "pixels" else None
-        classifier = Classifier(config.classifier, sizes[config.state], image=image)
+        image = config.classifier.sees == "pixels"
+        size = config.latent_size(frames.diagnostic.shape[1])
+        classifier = build_classifier(config, size, self.task.rig.camera.height)
         _load(classifier, under_prefix("classifier", self.checkpoint), "classifier")
         states = torch.from_numpy(frames.diagnostic)
-        if image is not None:
+        if image:
             states = channels_first(frames.images)
         elif config.state == "latent":
             states = self.latents(frames.images)
