@@ -390,6 +390,8 @@ class Twin(SimulatedRobot):
         _, _, colour, _, bodies = self._connected().getCameraImage(
             width, height, view, lens, shadow=0, lightDirection=[0.3, 0.2, 1.0], renderer=p.ER_TINY_RENDERER
         )
+        if isinstance(colour, tuple):  # pybullet-arm64 is built without NumPy
+            colour = bytearray(colour)
         pixels = np.asarray(colour, np.uint8).reshape(height, width, 4)[:, :, :3]
         return np.ascontiguousarray(pixels), bodies
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def environment_title(task: str) -> str:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,10 @@ from emulated import EmulatedClaw
 
 from r3l.cli.main import main
 
-PAGE = (Path(__file__).parent.parent / "docs" / "first-night.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "first-night.md").read_text()
+INSTALL = re.findall(r"```sh install\n(.*?)```", PAGE, re.DOTALL)[0].splitlines()
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "r3l", "hardware", "tasks")
 BLOCKS = re.findall(r"```sh[^\n]*\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("r3l ")]
 SHORT = """
@@ -40,7 +48,33 @@ def test_the_page_goes_from_the_first_command_to_the_last() -> None:
 
 def test_every_document_that_the_page_names_is_there() -> None:
     for name in re.findall(r"\]\(([a-z-]+\.md)\)", PAGE):
-        assert (Path(__file__).parent.parent / "docs" / name).exists()
+        assert (ROOT / "docs" / name).exists()
+
+
+@pytest.mark.slow
+def test_the_page_installs_what_it_says(tmp_path: Path) -> None:
+    """Run the page's lines in a new environment that sees the packages of this one, so that pip only builds R3L."""
+    assert INSTALL[0] == "python3.11 -m venv .venv && source .venv/bin/activate"
+    for name in SOURCES:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        (shutil.copytree(source, tmp_path / name, ignore=ignored) if source.is_dir() else shutil.copy(source, tmp_path))
+    made = tmp_path / ".venv"
+    venv.create(made, with_pip=True)
+    seen = [path for path in sys.path if path.endswith("site-packages")]
+    next(made.glob("lib/*/site-packages")).joinpath("packages.pth").write_text("\n".join(seen))
+    script = "set -eu\nsource .venv/bin/activate\n" + "\n".join(INSTALL[1:]) + "\nwhich r3l"
+    found = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert [line.split()[0] for line in found.stdout.splitlines()[-4:-1]] == ["beads", "reposition", "valve"]
+    assert Path(found.stdout.splitlines()[-1]) == made / "bin" / "r3l"
 
 
 @pytest.mark.slow

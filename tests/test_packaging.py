@@ -7,11 +7,14 @@ import fnmatch
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import r3l
+from r3l.config.errors import UserError
+from r3l.task.registry import PYBULLET, load_robot, load_task
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("r3l", "hardware", "tasks") for path in (ROOT / folder).rglob("*.py"))
@@ -82,6 +85,31 @@ def test_the_version_is_one() -> None:
     table = project()["project"]
     assert isinstance(table, dict)
     assert table["version"] == r3l.__version__
+
+
+def test_the_license_is_in_the_wheel_and_the_citation_names_this_version() -> None:
+    table = project()["project"]
+    assert isinstance(table, dict)
+    assert all((ROOT / name).is_file() for name in table["license-files"])
+    assert f"\nversion: {r3l.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_simulator_has_one_pin_per_python() -> None:
+    table = project()["project"]
+    assert isinstance(table, dict)
+    pins = [line for line in table["dependencies"] if line.startswith("pybullet")]
+    assert pins == ["pybullet==3.2.7; python_version < '3.12'", "pybullet-arm64==3.2.8; python_version >= '3.12'"]
+    assert set(pins) <= set((ROOT / "requirements.lock").read_text().splitlines())
+    assert PYBULLET in [pin.split(";")[0] for pin in pins]
+    assert version(PYBULLET.split("==")[0]) == PYBULLET.split("==")[1]
+
+
+def test_a_missing_simulator_is_named_with_its_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("valve")
+    monkeypatch.setitem(sys.modules, "pybullet", None)
+    monkeypatch.delitem(sys.modules, "r3l.hardware.twin", raising=False)
+    with pytest.raises(UserError, match=f"needs the package 'pybullet', .* pip install {PYBULLET}$"):
+        load_robot("twin", task)
 
 
 def test_the_core_imports_no_driver_no_simulator_and_no_web() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXTRAS = {"serial": "dynamixel", "cv2": "camera", "gymnasium": "gym"}
 """Extras of this package by what is missing without them."""
+PYBULLET = "pybullet==3.2.7" if sys.version_info < (3, 12) else "pybullet-arm64==3.2.8"
+"""The distribution of the simulator: pybullet has no wheels for Python 3.12 and later, its fork pybullet-arm64 has."""
 
 
 class RobotFactory(Protocol):
@@ -46,7 +48,7 @@ def _load(group: str, kind: str, name: str) -> object:
     except ModuleNotFoundError as error:
         missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
         if error.name in ("pybullet", "pybullet_utils"):
-            missing += "; its wheels exist for Python up to 3.11: use Python 3.11 and `pip install pybullet==3.2.7`"
+            missing += f"; pip install {PYBULLET}"
         elif error.name in EXTRAS:
             missing += f"; pip install 'r3l[{EXTRAS[error.name]}]'"
         raise UserError(missing) from error
