@@ -1,13 +1,14 @@
-"""Send one joint after the other a step, in three worlds, and draw how it gets there.
+"""Command a step to one joint after the other in three worlds, and draw the step responses.
 
-The worlds: the twin; the stack, that is the driver and emulated servos in front of the twin's world; and the twin that
-was given the same rig (`--robot twin --rig FILE`). What the stack adds is read off its responses: the time until a
-joint begins to move, until it has gone 63% of its way, where it rests, in counts of a servo. The twin with the rig
-should lie on the stack's line. Fingers are in the air, away from everything.
+The worlds are: the twin; the stack, which is the driver and emulated servos in front of the twin's world; and the twin
+with the same rig (`--robot twin --rig FILE`). For each response the benchmark reads the time until the joint begins to
+move, the time until it has covered 63% of the step, and the error at rest. The twin with the rig should match the
+stack. The fingers touch nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.figures import parser_of, save_figures
+from benchmarks.figures import exit_code, make_parser, parse, save_figures
 from r3l.hardware import twin
 from r3l.hardware.dclaw import emulated
 from r3l.hardware.dclaw.rig import default_rig, read_rig, write_rig
@@ -28,12 +29,13 @@ from r3l.task.registry import load_task
 
 NAME = "actuators"
 JOINTS = ("swing", "curl", "tip")
-BEGUN, MOST = 0.05, 0.63
-"""Shares of a step at which it has begun, and has mostly been gone."""
+BEGUN_SHARE, MOST_SHARE = 0.05, 0.63
+"""Shares of a step at which a joint has begun to move, and has covered one time constant."""
+SETTLE_PERIODS = 5
 
 
 class Recorder:
-    """Writes down where the joints are after each substep of a world."""
+    """Recorder of the joint angles after each substep of a world."""
 
     def __init__(self, world: Twin) -> None:
         self.angles_rad: list[list[float]] = []
@@ -46,11 +48,11 @@ class Recorder:
 
 
 def respond(robot: SimulatedRobot, world: Twin, task: Task, joint: int, step_rad: float, periods: int) -> list[float]:
-    """Return how far a joint is from where it was after each substep, rad, from the command of a step on."""
+    """Command a step to a joint; return its distance from the home angle after each substep, rad."""
     home = task.rig.home_rad
     with robot:
         robot.place(task.start_states(1, 0)[0])
-        for _ in range(5):
+        for _ in range(SETTLE_PERIODS):
             robot.command(home)
             robot.observe()
         recorder = Recorder(world)
@@ -64,32 +66,36 @@ def respond(robot: SimulatedRobot, world: Twin, task: Task, joint: int, step_rad
 
 
 def after_s(response: Sequence[float], step_rad: float, share: float) -> float | None:
-    """Return when a response has gone a share of its step; None where it never does."""
+    """Return the time at which a response reaches a share of its step, s; None if it never does."""
     gone = np.array(response) / step_rad >= share
     return float(gone.argmax() + 1) / SUBSTEPS_PER_S if gone.any() else None
 
 
 def describe(response: Sequence[float], step_rad: float) -> dict[str, Any]:
-    """Return what is read off a response."""
+    """Return the rise times and the error at rest of a response."""
     return {
-        "begins_s": after_s(response, step_rad, BEGUN),
-        "mostly_there_s": after_s(response, step_rad, MOST),
+        "begins_s": after_s(response, step_rad, BEGUN_SHARE),
+        "mostly_there_s": after_s(response, step_rad, MOST_SHARE),
         "rests_off_mrad": round(1000 * (response[-1] - step_rad), 2),
     }
 
 
 def worlds(task: Task, rig: Path) -> dict[str, tuple[SimulatedRobot, Twin]]:
-    """Return the robots to try, each with its world."""
+    """Return the three robots, each with its world."""
     plain, stack, rigged = twin.from_task(task), emulated.from_task(task, rig=rig), twin.from_task(task, rig=rig)
     return {"twin": (plain, plain), "stack": (stack, stack.twin), "twin with the rig": (rigged, rigged)}
 
 
 def draw(found: dict[str, dict[str, list[float]]], step_rad: float, path: Path) -> None:
-    """Draw the responses, a joint a panel."""
+    """Draw the responses, one panel per joint."""
     figure, axes = plt.subplots(1, len(JOINTS), figsize=(10, 3.2), sharey=True, layout="constrained")
-    looks = {"twin": ("0.6", "-", 2.0), "stack": ("tab:blue", "-", 2.5), "twin with the rig": ("tab:orange", "--", 1.5)}
+    styles = {
+        "twin": ("0.6", "-", 2.0),
+        "stack": ("tab:blue", "-", 2.5),
+        "twin with the rig": ("tab:orange", "--", 1.5),
+    }
     for axis, joint in zip(axes, JOINTS, strict=True):
-        for world, (colour, line, width) in looks.items():
+        for world, (colour, line, width) in styles.items():
             response = found[joint][world]
             times = np.arange(1, len(response) + 1) / SUBSTEPS_PER_S
             axis.plot(times, response, line, color=colour, linewidth=width, label=world)
@@ -101,15 +107,8 @@ def draw(found: dict[str, dict[str, list[float]]], step_rad: float, path: Path) 
     plt.close(figure)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark."""
-    parser = parser_of(NAME, __doc__)
-    parser.add_argument("--task", default="valve", help="whose home pose is begun from (%(default)s)")
-    parser.add_argument("--rig", type=Path, help="rig file; the default rig's otherwise")
-    parser.add_argument("--step-rad", type=float, default=0.3, help="of each joint (%(default)s)")
-    parser.add_argument("--periods", type=int, default=6, help="control periods to look for (%(default)s)")
-    parser.add_argument("--figure", type=Path, default=Path("docs/actuators.png"), help="(%(default)s)")
-    options = parser.parse_args(arguments)
+def measure(options: argparse.Namespace) -> int:
+    """Record the responses, print and write the figures, draw the responses."""
     task = load_task(options.task)
     with tempfile.TemporaryDirectory() as folder:
         rig = options.rig or Path(folder) / "rig.toml"
@@ -131,12 +130,25 @@ def main(arguments: Sequence[str]) -> int:
         }
         for world, response in responses.items():
             print(f"{name:6} {world:18} {describe(response, options.step_rad)}")
-        print(f"{name:6} the stack and the twin with the rig are {1000 * apart:.2f} mrad apart at most")
+        print(f"{name:6} max distance of the stack from the twin with the rig: {1000 * apart:.2f} mrad")
     draw(found, options.step_rad, options.figure)
     print(options.figure)
-    save_figures(options.out, NAME, arguments, figures)
+    save_figures(options, figures)
     return 0
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 2 for bad input."""
+    parser = make_parser(NAME, __doc__)
+    parser.add_argument("--task", default="valve", help="task whose home pose is the start (%(default)s)")
+    parser.add_argument("--rig", type=Path, help="rig file (default: the default rig)")
+    parser.add_argument("--step-rad", type=float, default=0.3, help="size of the step, rad (%(default)s)")
+    parser.add_argument("--periods", type=int, default=6, help="control periods to record (%(default)s)")
+    figure = Path("docs/actuators.png")
+    parser.add_argument("--figure", type=Path, default=figure, help="PNG file of the responses (%(default)s)")
+    options = parse(parser, arguments)
+    return exit_code(lambda: measure(options))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Measure a read of ten bytes from nine servos, 10,000 times: our bus, rustypot and the DYNAMIXEL SDK in turns.
+"""Time a read of ten bytes from nine servos, 10,000 times: r3l's bus, rustypot and the DYNAMIXEL SDK take turns.
 
-The servos are emulated in a process of their own, on one pseudo-terminal for all. Then again with damaged packets,
-our bus alone: how many readings are missing after all repetitions, whether any is wrong, the longest cycle.
+A separate process emulates the servos on one pseudo-terminal. A second measurement damages packets and uses r3l's bus
+alone: the share of readings missing after all repetitions, the number of wrong values, and the longest cycle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 import rustypot
 from dynamixel_sdk import GroupSyncRead, PacketHandler, PortHandler
 
-from benchmarks.figures import parser_of, save_figures
+from benchmarks.figures import exit_code, make_parser, parse, save_figures
+from benchmarks.running import R3L
 from r3l.hardware.dynamixel.bus import DEADLINE_S, Bus
 from r3l.hardware.dynamixel.control_table import XL330_M288
 from r3l.run.progress import progress_bar
@@ -26,25 +27,17 @@ NAME = "bus"
 IDS = [10, 11, 12, 20, 21, 22, 30, 31, 32]
 ADDRESS, SIZE = XL330_M288.block("present_current", "present_position")
 AT_REST = bytes(6) + (2048).to_bytes(4, "little")
-"""What an emulated servo says that does not move."""
-BLOCK = 250
-"""Cycles before the next one's turn."""
+"""Reply of an emulated servo that does not move: zeros, then position 2048."""
+DAMAGED_SHARE = 0.05
+"""Share of packets that the second measurement damages."""
+BLOCK_CYCLES = 250
+"""Cycles per turn of a client."""
 
 
 @contextmanager
 def emulated(*options: str) -> Iterator[str]:
-    """Give the port of nine emulated servos."""
-    command = [
-        sys.executable,
-        "-m",
-        "r3l.cli.main",
-        "emulate",
-        "--model",
-        "XL330-M288",
-        "--ids",
-        *map(str, IDS),
-        *options,
-    ]
+    """Start nine emulated servos and yield their port."""
+    command = [*R3L, "emulate", "--model", "XL330-M288", "--ids", *map(str, IDS), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -54,7 +47,7 @@ def emulated(*options: str) -> Iterator[str]:
 
 
 def timed(read: Callable[[], object], times: int) -> list[float]:
-    """Return the seconds that each of some reads took."""
+    """Return the seconds of each of `times` reads."""
     spent_s = []
     for _ in range(times):
         began_s = time.perf_counter()
@@ -63,20 +56,20 @@ def timed(read: Callable[[], object], times: int) -> list[float]:
     return spent_s
 
 
-def ours(port: str, times: int) -> list[float]:
-    """Read as this project does."""
+def read_with_r3l(port: str, times: int) -> list[float]:
+    """Time reads with r3l's bus."""
     with Bus(port) as bus:
         return timed(lambda: bus.sync_read(IDS, ADDRESS, SIZE), times)
 
 
-def rustypots(port: str, times: int) -> list[float]:
-    """Read as rustypot does."""
+def read_with_rustypot(port: str, times: int) -> list[float]:
+    """Time reads with rustypot."""
     client = rustypot.Xl330PyController(port, 1_000_000, DEADLINE_S)
     return timed(lambda: client.sync_read_raw_data(IDS, ADDRESS, SIZE), times)
 
 
-def sdks(port: str, times: int) -> list[float]:
-    """Read as the DYNAMIXEL SDK does."""
+def read_with_sdk(port: str, times: int) -> list[float]:
+    """Time reads with the DYNAMIXEL SDK."""
     opened = PortHandler(port)
     opened.openPort()
     opened.setBaudRate(1_000_000)
@@ -90,14 +83,15 @@ def sdks(port: str, times: int) -> list[float]:
 
 
 def compare(cycles: int) -> dict[str, object]:
-    """Return medians and 99th percentiles of all clients, in ms, and our median over rustypot's."""
-    clients = {"ours": ours, "rustypot": rustypots, "dynamixel_sdk": sdks}
+    """Return median, 99th percentile and maximum per client, ms, and the ratio of r3l's median to rustypot's."""
+    clients = {"ours": read_with_r3l, "rustypot": read_with_rustypot, "dynamixel_sdk": read_with_sdk}
     spent: dict[str, list[float]] = {name: [] for name in clients}
     with emulated() as port, progress_bar("read", "cycle", cycles) as bar:
-        for _ in range(cycles // BLOCK):
+        block = min(BLOCK_CYCLES, cycles)
+        for _ in range(cycles // block):
             for name, client in clients.items():
-                spent[name] += client(port, BLOCK)
-            bar.update(BLOCK)
+                spent[name] += client(port, block)
+            bar.update(block)
     found: dict[str, object] = {
         name: {f"p{share}_ms": float(np.percentile(values, share)) * 1e3 for share in (50, 99, 100)}
         for name, values in spent.items()
@@ -106,8 +100,8 @@ def compare(cycles: int) -> dict[str, object]:
     return {"cycles": cycles} | found | {"median_over_rustypots": medians["ours"] / medians["rustypot"]}
 
 
-def with_damage(cycles: int, share: float) -> dict[str, float]:
-    """Return what our bus makes of damaged packets."""
+def read_damaged(cycles: int, share: float) -> dict[str, float]:
+    """Return the missing readings, wrong values and cycle times of r3l's bus when packets are damaged."""
     missing = wrong = 0
     spent_s = []
     with emulated("--corrupt", str(share)) as port, Bus(port) as bus, progress_bar("damaged", "cycle", cycles) as bar:
@@ -132,15 +126,19 @@ def with_damage(cycles: int, share: float) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write figures."""
-    parser = parser_of(NAME, __doc__)
-    parser.add_argument("--cycles", type=int, default=10_000, help="(%(default)s)")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    found = {"undamaged": compare(options.cycles), "damaged": with_damage(options.cycles, 0.05)}
-    print(json.dumps(found, indent=1))
-    save_figures(options.out, NAME, given, found)
-    return 0
+    """Run the benchmark."""
+    parser = make_parser(NAME, __doc__)
+    help_text = f"read cycles per client, in blocks of {BLOCK_CYCLES} (%(default)s)"
+    parser.add_argument("--cycles", type=int, default=10_000, help=help_text)
+    options = parse(parser, arguments)
+
+    def work() -> int:
+        found = {"undamaged": compare(options.cycles), "damaged": read_damaged(options.cycles, DAMAGED_SHARE)}
+        print(json.dumps(found, indent=1))
+        save_figures(options, found)
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

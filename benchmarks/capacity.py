@@ -1,7 +1,7 @@
-"""Measure a night's worth of experience: 500,000 env steps of synthetic frames in one run directory.
+"""Measure one night of experience: 500,000 env steps of synthetic frames in one run directory.
 
-How fast it is written, how fast and in how much memory the replay is rebuilt from it, how long a run takes to go on,
-whether the robot acts while the encoder's update re-encodes the replay, and how long `r3l check` takes.
+Measured are: the write speed; the speed and the memory of rebuilding the replay; the time to resume the run; the env
+steps that the actor takes while the learner re-encodes the replay; and the time of `r3l check`.
 The run directory is removed afterwards.
 """
 
@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.figures import parser_of, save_figures
-from benchmarks.learning import collect_goals
-from benchmarks.running import Running, resident_bytes
+from benchmarks.figures import exit_code, make_parser, parse, save_figures
+from benchmarks.running import R3L, Running, collect_goals, resident_bytes
 from r3l.config.errors import UserError
 from r3l.config.schema import Config
 from r3l.learner.learner import Learner
@@ -40,16 +39,18 @@ from r3l.task.registry import load_robot, load_task
 
 NAME, TASK = "capacity", "valve"
 FRAMES = 4096
-"""Different synthetic frames."""
-EPISODE = 50
+"""Number of different synthetic frames."""
+EPISODE_STEPS = 50
+EXPLORATION_ROWS = 1500
 STEADY_S = 20.0
-"""For so long the run goes on before it is looked at."""
-PAUSE_S = 1.0
+"""Time over which the usual rate of env steps is measured."""
+REENCODING_S = 1.0
 """An update that takes longer re-encodes the replay."""
+REENCODING_TIMEOUT_S = 300
 
 
 def create(folder: Path, rows: int) -> Run:
-    """Make a run of the default preset in real time, whose encoder learns on and is taken up soon."""
+    """Create a run of the default preset in real time whose encoder keeps learning and is refreshed often."""
     config = Config(task=TASK, real_time=True, steps=2 * rows, evaluate_every=0, device="cpu")
     vae = replace(config.vae, update_every=50, refresh_every=500, pretrain_updates=2)
     phases = replace(config.phases, exploration_steps=1000)
@@ -60,13 +61,13 @@ def create(folder: Path, rows: int) -> Run:
 
 
 def open_store(run: Run) -> ExperienceStore:
-    """Open the run's experience store."""
+    """Open the experience store of the run."""
     camera = load_task(TASK).rig.camera
     return ExperienceStore(run.experience, (camera.height, camera.width, 3))
 
 
 def fill(run: Run, rows: int) -> float:
-    """Write synthetic rows as an actor does, each committed; return rows per second."""
+    """Append synthetic rows, each committed as an actor does; return rows per second."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (FRAMES, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     joints = len(load_task(TASK).rig.joints)
@@ -75,8 +76,8 @@ def fill(run: Run, rows: int) -> float:
     with closing(open_store(run)) as store, progress_bar("write", "row", rows) as bar:
         began_s = time.monotonic()
         for number in range(rows):
-            segment, step = divmod(number, EPISODE + 1)
-            phase = 0 if number < 1500 else 1 + segment % (len(PHASES) - 1)
+            segment, step = divmod(number, EPISODE_STEPS + 1)
+            phase = 0 if number < EXPLORATION_ROWS else 1 + segment % (len(PHASES) - 1)
             chosen = vectors[number * 7 % FRAMES]
             image = frames[number * 31 % FRAMES]
             store.append(Row(segment, step, phase, image, chosen[0], chosen[1], chosen[2], nothing, number / 10))
@@ -85,7 +86,7 @@ def fill(run: Run, rows: int) -> float:
 
 
 def make_learner(run: Run) -> Learner:
-    """Return an untrained learner of the run."""
+    """Return an untrained learner for the run."""
     task = load_task(TASK)
     goals = load_goals(run.goals, task.rig.camera, task.minimum_goals)
     spec = load_robot("twin", task).spec
@@ -93,7 +94,7 @@ def make_learner(run: Run) -> Learner:
 
 
 def learn_all(run: Run) -> dict[str, float]:
-    """Let a learner take in everything, and write the checkpoint that the run goes on from."""
+    """Feed all rows to a learner, and write the checkpoint from which the run resumes."""
     learner = make_learner(run)
     with closing(open_store(run)) as store:
         began_s = time.monotonic()
@@ -102,7 +103,7 @@ def learn_all(run: Run) -> dict[str, float]:
         learner.pretrain()
         rows, evicted = store.count(learner.sequence), learner.replay.added - len(learner.replay)
         oldest = next(store.rows(evicted, 1))
-    assert learner.replay.label(evicted) == (PHASES[oldest.phase], oldest.step), "the oldest rows gave way"
+    assert learner.replay.label(evicted) == (PHASES[oldest.phase], oldest.step), "the oldest rows were evicted"
     learner.updates = int((learner.steps - run.config.phases.exploration_steps) * run.config.update_ratio)
     tensors, meta = learner.state()
     began_s = time.monotonic()
@@ -116,7 +117,7 @@ def learn_all(run: Run) -> dict[str, float]:
 
 
 def rebuild(folder: Path) -> dict[str, float]:
-    """Rebuild the replay from the store, in a process that has done nothing else."""
+    """Rebuild the replay from the store in a fresh process, so that the growth in memory is that of the replay."""
     run = Run.open(folder)
     found = load_checkpoint(run.checkpoints, print)
     assert found is not None
@@ -137,17 +138,17 @@ def rebuild(folder: Path) -> dict[str, float]:
     }
 
 
-def go_on(run: Run) -> dict[str, float]:
-    """Go on with the run: how long that takes, its memory, and whether the robot acts during a re-encoding."""
+def resume(run: Run) -> dict[str, float]:
+    """Resume the run; measure the time, the memory, and the env steps that the actor takes during a re-encoding."""
     with Running(run) as running:
         shared = running.shared
         running.wait_for(lambda: shared["learner.ready"] == 1, 600)
-        resumed_s = time.monotonic() - running.began_s
+        resumed_s = time.monotonic() - running.started_s
         running.wait_for(lambda: shared["actor.steps"] > 0, 60)
         before = shared["actor.steps"]
         time.sleep(STEADY_S)
         usual = (shared["actor.steps"] - before) / STEADY_S
-        pause_s, steps = watch_reencoding(running)
+        reencoding_s, steps = watch_reencoding(running)
         actor, learner = (resident_bytes(running.pid(name)) / GIB for name in ("actor", "learner"))
     task = load_task(TASK)
     expected = forecast(run.config, task)
@@ -157,64 +158,63 @@ def go_on(run: Run) -> dict[str, float]:
         "actor_forecast_gib": expected.actor_bytes / GIB,
         "learner_gib": learner,
         "learner_forecast_gib": expected.learner_bytes / GIB,
-        "reencoding_s": pause_s,
-        "steps_per_s_meanwhile": steps / pause_s,
+        "reencoding_s": reencoding_s,
+        "steps_per_s_meanwhile": steps / reencoding_s,
         "steps_per_s_before": usual,
     }
 
 
 def watch_reencoding(running: Running) -> tuple[float, float]:
-    """Wait for an update that takes long; return its seconds and the env steps taken meanwhile."""
+    """Wait for an update that re-encodes the replay; return its seconds and the env steps taken meanwhile."""
     shared = running.shared
-    end_s = time.monotonic() + 300
+    end_s = time.monotonic() + REENCODING_TIMEOUT_S
     while time.monotonic() < end_s:
         updates, steps, began_s = shared["learner.updates"], shared["actor.steps"], time.monotonic()
         while shared["learner.updates"] == updates and time.monotonic() < end_s:
             time.sleep(0.02)
         spent_s = time.monotonic() - began_s
-        if spent_s > PAUSE_S:
+        if spent_s > REENCODING_S:
             return spent_s, shared["actor.steps"] - steps
-    raise UserError("no re-encoding was seen; see the run's log")
+    raise UserError(f"no re-encoding within {REENCODING_TIMEOUT_S} s; see {running.log}")
 
 
 def measure(run: Run, rows: int) -> dict[str, Any]:
-    """Measure everything."""
+    """Fill the run, and return all figures."""
     folder = run.folder
     found: dict[str, Any] = {"written_rows_per_s": fill(run, rows)} | learn_all(run)
     code = "import json, pathlib, sys; from benchmarks.capacity import rebuild; "
     code += "print(json.dumps(rebuild(pathlib.Path(sys.argv[1]))))"
     child = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
     found["rebuild"] = json.loads(child.stdout.splitlines()[-1])
-    found["go_on"] = go_on(run)
+    found["go_on"] = resume(run)
     expected = forecast(run.config, load_task(TASK))
     found["disk_gib"] = folder_bytes(folder) / GIB
-    found["disk_forecast_gib"] = expected.disk_bytes(found["rows"] * EPISODE / (EPISODE + 1)) / GIB
+    found["disk_forecast_gib"] = expected.disk_bytes(found["rows"] * EPISODE_STEPS / (EPISODE_STEPS + 1)) / GIB
     began_s = time.monotonic()
-    checked = subprocess.run([sys.executable, "-m", "r3l", "check", str(folder)], check=False)
+    checked = subprocess.run([*R3L, "check", str(folder)], check=False)
     found["check"] = {"seconds": time.monotonic() - began_s, "exit_code": checked.returncode}
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write figures; 2 for bad input."""
-    parser = parser_of(NAME, __doc__)
-    parser.add_argument("--rows", type=int, default=500_000, help="(%(default)s)")
+    """Run the benchmark; return 2 for bad input."""
+    parser = make_parser(NAME, __doc__, has_run=True)
+    parser.add_argument("--rows", type=int, default=500_000, help="rows in the experience store (%(default)s)")
     tune_process()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    try:
+    options = parse(parser, arguments)
+
+    def work() -> int:
         collect_goals(TASK)
         run = create(options.run, options.rows)
         try:
             found = measure(run, options.rows)
-        finally:  # of our own making: one that was there before has been refused
+        finally:  # create() refuses a folder that exists, so this one is ours
             shutil.rmtree(run.folder, ignore_errors=True)
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(found, indent=1))
-    save_figures(options.out, NAME, given, found)
-    return 0
+        print(json.dumps(found, indent=1))
+        save_figures(options, found)
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Measure how well commands keep their time at the control rate, with the learner busy and without one.
+"""Measure how many commands are on time at the control rate, with a busy learner and without one.
 
-One run on the twin in real time, its learner always busy (far more updates than it can make are owed). In blocks that
-take turns the learner is held by SIGSTOP; so a busy machine is busy for both. A command is on time when it is
-written within 5 ms of its time. The time that a virtual machine's host stole is recorded beside it.
+The run is on the twin in real time. Its learner owes far more updates than it can make, so it is always busy. In every
+second block SIGSTOP pauses the learner; short blocks let other load on the machine hit both arms. A command is on time
+if it is written within 5 ms of its due time. The time that the host of a virtual machine stole is recorded too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.figures import parser_of, save_figures
-from benchmarks.running import LONG, Running, prepare, stolen_s
-from r3l.config.errors import UserError
+from benchmarks.figures import exit_code, make_parser, markdown_table, parse, save_figures
+from benchmarks.running import ENDLESS_STEPS, Running, prepare, stolen_s
 from r3l.config.schema import MANY
 from r3l.models.torch_setup import tune_process
 from r3l.run.directory import Run
@@ -27,13 +26,13 @@ from r3l.training.shared_status import State
 
 NAME = "control-loop"
 SETTLE_S = 2.0
-"""What follows a switch is not counted."""
+"""Seconds after a switch that are not counted."""
 ARMS = ("without", "with")
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one block showed."""
+    """The counts of one block."""
 
     arm: str
     seconds: float
@@ -45,23 +44,23 @@ class Block:
 
     @property
     def late_percent(self) -> float:
-        """Share of commands that were not on time, percent."""
+        """Commands that were not on time, percent."""
         return 100 * (1 - self.on_time / self.commands)
 
 
-def made_busy(run: Run) -> Run:
-    """Let the run keep real time, its learner never wait for steps, and nobody mind that it is held."""
+def with_busy_learner(run: Run) -> Run:
+    """Return the run in real time, with a learner that never waits for steps and that the supervisor lets pause."""
     supervision = replace(
         run.config.supervision, lead_steps=MANY, learner_limit_s=1e6, learner_away_s=1e6, checkpoint_every_s=300.0
     )
-    config = replace(run.config, real_time=True, steps=LONG, update_ratio=100.0, supervision=supervision)
+    config = replace(run.config, real_time=True, steps=ENDLESS_STEPS, update_ratio=100.0, supervision=supervision)
     return run.changed(config)
 
 
 def measure(run: Run, blocks: int, seconds: float) -> list[Block]:
-    """Let the arms take turns; `blocks` of each."""
+    """Measure `blocks` blocks of each arm, the arms taking turns."""
     found = []
-    with Running(made_busy(run)) as running, progress_bar("control loop", "block", 2 * blocks) as bar:
+    with Running(with_busy_learner(run)) as running, progress_bar("control loop", "block", 2 * blocks) as bar:
         shared = running.shared
         running.wait_for(
             lambda: shared.state("learner") is State.LEARNING and shared.state("actor") is State.ACTING, 300
@@ -69,7 +68,7 @@ def measure(run: Run, blocks: int, seconds: float) -> list[Block]:
         learner = running.pid("learner")
         for _ in range(blocks):
             for arm in ARMS:
-                (running.halt if arm == "without" else running.go_on)(learner)
+                (running.pause if arm == "without" else running.resume)(learner)
                 time.sleep(SETTLE_S)
                 names = ("actor.commands", "actor.on_time", "actor.overruns", "learner.updates")
                 before, stolen, began = [shared[name] for name in names], stolen_s(), time.monotonic()
@@ -84,7 +83,7 @@ def measure(run: Run, blocks: int, seconds: float) -> list[Block]:
 
 
 def summary(blocks: Sequence[Block]) -> dict[str, dict[str, float]]:
-    """Return each arm's figures."""
+    """Return the figures of each arm."""
     found = {}
     for arm in ARMS:
         mine = [block for block in blocks if block.arm == arm]
@@ -101,22 +100,24 @@ def summary(blocks: Sequence[Block]) -> dict[str, dict[str, float]]:
 
 
 def describe(found: dict[str, dict[str, float]]) -> str:
-    """Return the figures as a Markdown table, and the difference."""
-    lines = [
-        "| learner | minutes | commands | on time | overruns | updates/s | stolen |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for arm, figures in found.items():
-        lines.append(
-            f"| {arm} | {figures['minutes']:.1f} | {figures['commands']:.0f} | {figures['on_time_percent']:.2f}% | "
-            f"{figures['overruns']:.0f} | {figures['updates_per_s']:.1f} | {figures['stolen_percent_of_a_core']:.2f}% |"
-        )
+    """Return the figures as a Markdown table and the difference between the arms."""
+    formats = {
+        "minutes": "{:.1f}",
+        "commands": "{:.0f}",
+        "on_time_percent": "{:.2f}%",
+        "overruns": "{:.0f}",
+        "updates_per_s": "{:.1f}",
+        "stolen_percent_of_a_core": "{:.2f}%",
+    }
+    titles = ["learner", "minutes", "commands", "on time", "overruns", "updates/s", "stolen"]
+    rows = [[arm, *(text.format(figures[key]) for key, text in formats.items())] for arm, figures in found.items()]
     difference = found["without"]["on_time_percent"] - found["with"]["on_time_percent"]
-    return "\n".join(lines) + f"\n\n{difference:+.2f} percentage points fewer on time with the learner busy"
+    end = f"{difference:+.2f} percentage points fewer on time with the learner busy"
+    return "\n".join([*markdown_table(titles, rows), "", end])
 
 
 def plot(blocks: Sequence[Block], path: Path) -> None:
-    """Draw the late commands of each block, and the stolen time."""
+    """Draw the late commands and the stolen time of each block."""
     figure, (late, stolen) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(2, 1))
     ends = np.cumsum([block.seconds for block in blocks]) / 60
     for arm, colour in zip(ARMS, ("tab:blue", "tab:orange"), strict=True):
@@ -134,24 +135,23 @@ def plot(blocks: Sequence[Block], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write figures and plot; 2 for bad input."""
-    parser = parser_of(NAME, __doc__)
-    parser.add_argument("--blocks", type=int, default=10, help="of each arm (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="per block (%(default)s)")
+    """Run the benchmark; return 2 for bad input."""
+    parser = make_parser(NAME, __doc__, has_run=True)
+    parser.add_argument("--blocks", type=int, default=10, help="blocks per arm (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds per block (%(default)s)")
     tune_process()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    try:
+    options = parse(parser, arguments)
+
+    def work() -> int:
         blocks = measure(prepare(options.run, "valve", learned_steps=300), options.blocks, options.seconds)
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    found = summary(blocks)
-    print(describe(found))
-    save_figures(options.out, NAME, given, {"summary": found, "blocks": [asdict(block) for block in blocks]})
-    plot(blocks, options.out.with_suffix(".png"))
-    print(options.out.with_suffix(".png"))
-    return 0
+        found = summary(blocks)
+        print(describe(found))
+        save_figures(options, {"summary": found, "blocks": [asdict(block) for block in blocks]})
+        plot(blocks, options.out.with_suffix(".png"))
+        print(options.out.with_suffix(".png"))
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

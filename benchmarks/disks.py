@@ -1,4 +1,4 @@
-"""Disks of their own, to be filled up and broken; mounting them needs root."""
+"""File systems to fill up and to break; mounting them needs root."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SIZE_BYTES = 400 << 20
+
 
 @contextmanager
 def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """Mount a disk of its own."""
+    """Mount a tmpfs of `mib` MiB and yield its folder."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(disk)], check=True)
@@ -22,30 +24,30 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
 
 
 class FailingDisk:
-    """A file system of its own in a file, which turns read-only at its first error, as Linux' disks mostly do."""
+    """An ext4 file system in a file that turns read-only at its first error, as most Linux disks do."""
 
     def __init__(self, folder: Path) -> None:
         self.image, self.folder = folder / "image", folder / "disk"
         self.folder.mkdir(parents=True)
         with self.image.open("wb") as file:
-            file.truncate(400 << 20)
+            file.truncate(SIZE_BYTES)
         self._do("mkfs.ext4", "-q", str(self.image))
         self._mount()
 
     def break_down(self) -> None:
-        """Let the kernel find an error in the file system."""
+        """Make the kernel report an error in the file system."""
         device = os.stat(self.folder).st_dev
         block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
         Path(f"/sys/fs/ext4/{block}/trigger_fs_error").write_text("1")
 
     def repair(self) -> None:
-        """Unmount, repair, mount again."""
+        """Unmount the file system, repair it and mount it again."""
         self._do("umount", str(self.folder))
         subprocess.run(["e2fsck", "-fy", str(self.image)], check=False, capture_output=True)
         self._mount()
 
     def close(self) -> None:
-        """Unmount for good."""
+        """Unmount the file system."""
         self._do("umount", "-l", str(self.folder))
 
     def _mount(self) -> None:

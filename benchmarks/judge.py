@@ -1,12 +1,11 @@
-"""Fit the judges of recorded runs again, as they would be today, and judge the runs' policies anew.
+"""Fit the judge of recorded runs again with the present code, and judge the policies of these runs again.
 
-For records that are older than the judge. Each judge is fitted from the goal images and the exploration of its own run;
-what the run learned stays as it is, since no judge decides anything in training. The record's event says when.
+For records that are older than the judge. Each judge is fitted to the goal images and the exploration of its own run.
+The learned policies stay as they are, because training does not use the judge. The record gets an event with the time.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from benchmarks.figures import exit_code, parse, plain_parser
 from benchmarks.learning import RECORDS, RUNS
 from benchmarks.record import Record, judged, load_record
-from r3l.config.errors import UserError
 from r3l.evaluation.report.visits import connect, read_frames
 from r3l.models.judge import fit_after_exploration
 from r3l.models.networks import channels_first
@@ -31,7 +30,7 @@ from r3l.task.registry import load_task
 
 
 def exploration_images(run: Run) -> Tensor:
-    """Return what a run saw while it explored: uint8 [N, 3, H, W]."""
+    """Return the images of a run's exploration: uint8 [N, 3, H, W]."""
     with closing(connect(run.experience)) as connection:
         rows = connection.execute(
             "SELECT sequence FROM observation WHERE phase = ? ORDER BY sequence", (PHASES.index("exploration"),)
@@ -41,7 +40,7 @@ def exploration_images(run: Run) -> Tensor:
 
 
 def renew(run: Run, record: Record) -> Record:
-    """Fit the run's judge again and return the record with its episodes judged by it."""
+    """Fit the judge of the run again, and return the record with the verdicts of the new judge."""
     task = load_task(run.config.task)
     goals = load_goals(run.goals, task.rig.camera, task.minimum_goals)
     judge = fit_after_exploration(goals.train, goals.held_out, exploration_images(run), run.config.seed)
@@ -51,16 +50,15 @@ def renew(run: Run, record: Record) -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Renew the records named; 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/benchmark judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", nargs="+", help="of a record and its run, such as valve-default-0")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="where records are (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where run directories are (%(default)s)")
+    """Renew the named records; return 2 for bad input."""
+    parser = plain_parser("scripts/benchmark judge", __doc__)
+    parser.add_argument("name", nargs="+", help="name of a record and its run, for example valve-default-0")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run directories (%(default)s)")
     tune_process()
-    options = parser.parse_args(arguments)
-    try:
+    options = parse(parser, arguments)
+
+    def work() -> int:
         chosen = [(Run.open(options.runs / name), options.records / f"{name}.json") for name in options.name]
         for run, path in chosen:
             with run.lock():
@@ -68,10 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record.save(path)
             right = np.mean([success == verdict for success, verdict in record.judged])
             print(f"{record.name}: right in {right:.2f} of {len(record.judged)} episodes, {path}", flush=True)
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train the same seeds undisturbed and killed every few minutes, and compare what both have learned.
+"""Train the same seeds undisturbed and killed every few minutes, and compare the success of both.
 
-A kill is SIGKILL, at a random moment, to the whole run (which is resumed then, as `r3l train --resume` does), to its
-actor or to its learner (which the supervisor starts again). Both runs of a seed go side by side. The last published
-weights of each are evaluated from the same starts; the interval of the difference is over episodes, seeds as they are.
-An interrupted comparison goes on, and what is recorded is not repeated.
+A kill is SIGKILL at a random moment. It hits the whole run, which the benchmark then resumes, or its actor or its
+learner, which the supervisor restarts. Both runs of a seed train at the same time. The last published weights of each
+are evaluated from the same starts. The interval of the difference is over episodes, for the given seeds.
+An interrupted comparison continues; a recorded run is not repeated.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.learning import collect_goals, going_on_later
-from benchmarks.record import once, versions
+from benchmarks.figures import exit_code, markdown_table, parse, plain_parser
+from benchmarks.record import first_per_step, versions
+from benchmarks.running import collect_goals, start_logged, train_command
 from r3l.config.convert import to_dict
 from r3l.config.errors import UserError
 from r3l.evaluation.evaluator import Evaluator
@@ -49,7 +50,7 @@ Z95 = 1.96
 
 @dataclass
 class Arm:
-    """One run of the comparison, and when it is killed next."""
+    """One run of the comparison, and the time of its next kill."""
 
     options: argparse.Namespace
     seed: int
@@ -59,7 +60,7 @@ class Arm:
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        """Draw the kills from what tells this run from others."""
+        """Seed the kills by the run's seed and the kills so far, so that a resumed comparison draws new ones."""
         self.rng = np.random.default_rng([self.seed, len(read_jsonl(self.kills))])
 
     @property
@@ -69,36 +70,24 @@ class Arm:
 
     @property
     def kills(self) -> Path:
-        """Where its kills are written down, beside the run directory."""
+        """The log of the kills, beside the run directory."""
         return Path(f"{self.folder}.kills.jsonl")
 
+    @property
     def record(self) -> Path:
-        """Return where its record goes."""
+        """The file of the record."""
         return Path(self.options.records / f"{self.folder.name}.json")
 
     def start(self) -> None:
-        """Begin the run, or go on with it."""
+        """Start the run, or resume it."""
         options = self.options
-        train = [sys.executable, "-m", "r3l", "train"]
-        if (self.folder / "config.json").exists():
-            train += ["--resume", str(self.folder)]
-        else:
-            train += [options.task, "--steps", str(options.steps), "--seed", str(self.seed), "--device", "cpu"]
-            train += ["--runs", str(options.runs), "--name", self.folder.name]
-            train += ["--set", f"evaluate_every={options.steps // 4}"]
-        with Path(f"{self.folder}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                train,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | {"TQDM_DISABLE": "1"},
-            )
+        words = ["--steps", str(options.steps), "--seed", str(self.seed)]
+        words += ["--set", f"evaluate_every={options.steps // 4}"]
+        self.process = start_logged(train_command(self.folder, options.task, *words), Path(f"{self.folder}.log"))
         self._plan_kill()
 
-    def look(self) -> bool:
-        """Kill it when it is time; return whether it has ended by itself."""
+    def has_ended(self) -> bool:
+        """Return whether the run has ended by itself; kill it if a kill is due."""
         assert self.process is not None
         code = self.process.poll()
         if code is not None:
@@ -110,7 +99,7 @@ class Arm:
         return False
 
     def stop(self) -> None:
-        """Stop as Ctrl-C does."""
+        """Stop the run as Ctrl-C does."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait()
@@ -126,12 +115,12 @@ class Arm:
         try:
             shared = SharedStatus(self.folder / "board", writable=False)
         except (OSError, ValueError):
-            return  # it has hardly begun
+            return  # the run has no processes yet
         run = Run.open(self.folder)
         pids = [int(shared[f"{name}.pid"]) for name in PROCESSES if victim in ("everything", name)]
         pids = [pid for pid in pids if is_child(pid, run)]
         if not pids and victim != "everything":
-            return  # it has done its work, or is about to be started
+            return  # the victim has ended, or is about to be restarted
         steps, updates = int(shared["actor.steps"]), int(shared["learner.updates"])
         append_jsonl(self.kills, {"time_s": time.time(), "victim": victim, "step": steps, "update": updates})
         assert self.process is not None
@@ -146,7 +135,7 @@ class Arm:
 
 
 def make_record(arm: Arm, command: str) -> dict[str, Any]:
-    """Evaluate the last weights of a finished run; return all that the comparison is made of."""
+    """Evaluate the last weights of a finished run; return its record."""
     run = Run.open(arm.folder)
     task = load_task(run.config.task)
     robot = robot_of(run.config, run.rig)
@@ -158,7 +147,7 @@ def make_record(arm: Arm, command: str) -> dict[str, Any]:
     finally:
         evaluator.close()
     kept = ("step", "success", "median_final_error")
-    curve = [{key: entry[key] for key in kept} for entry in once(read_jsonl(run.evaluations))]
+    curve = [{key: entry[key] for key in kept} for entry in first_per_step(read_jsonl(run.evaluations))]
     return {
         "task": task.name,
         "arm": arm.name,
@@ -175,8 +164,8 @@ def make_record(arm: Arm, command: str) -> dict[str, Any]:
 
 
 def compare(records: Sequence[dict[str, Any]]) -> str:
-    """Return the comparison as a Markdown table and the difference with its interval."""
-    lines = ["| seed | undisturbed | killed | kills | difference |", "|---|---|---|---|---|"]
+    """Return the comparison as a Markdown table, and the difference with its interval."""
+    rows = []
     found: dict[str, list[np.ndarray[Any, Any]]] = {arm: [] for arm in ARMS}
     seeds = sorted({record["seed"] for record in records})
     for seed in seeds:
@@ -186,7 +175,8 @@ def compare(records: Sequence[dict[str, Any]]) -> str:
         for arm in ARMS:
             found[arm].append(np.array(of[arm]["successes"], float))
         before, after = (found[arm][-1].mean() for arm in ARMS)
-        lines.append(f"| {seed} | {before:.2f} | {after:.2f} | {len(of['killed']['kills'])} | {after - before:+.2f} |")
+        kills = len(of["killed"]["kills"])
+        rows.append([str(seed), f"{before:.2f}", f"{after:.2f}", str(kills), f"{after - before:+.2f}"])
     if not found["killed"]:
         return "nothing to compare yet"
     means = {arm: float(np.mean([each.mean() for each in found[arm]])) for arm in ARMS}
@@ -194,59 +184,57 @@ def compare(records: Sequence[dict[str, Any]]) -> str:
     variance = sum(float(each.var() / len(each)) for arm in ARMS for each in found[arm]) / count**2
     difference, half = means["killed"] - means["undisturbed"], Z95 * variance**0.5
     episodes = sum(len(each) for each in found["killed"])
-    lines.append(
-        f"\ndifference {difference:+.3f}, 95% interval {difference - half:+.3f} to {difference + half:+.3f} "
-        f"({episodes} episodes and {count} seeds an arm)"
+    end = (
+        f"difference {difference:+.3f}, 95% interval {difference - half:+.3f} to {difference + half:+.3f} "
+        f"({episodes} episodes and {count} seeds per arm)"
     )
-    return "\n".join(lines)
+    return "\n".join([*markdown_table(["seed", *ARMS, "kills", "difference"], rows), "", end])
 
 
-def run_all(options: argparse.Namespace, command: str) -> None:
-    """Run what is not recorded yet: both arms of a seed at a time."""
+def run_all(options: argparse.Namespace) -> None:
+    """Train and record every arm that has no record, both arms of a seed at the same time."""
     options.runs.mkdir(parents=True, exist_ok=True)
     options.records.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
-        running = [arm for arm in (Arm(options, seed, name) for name in ARMS) if not arm.record().exists()]
+        running = [arm for arm in (Arm(options, seed, name) for name in ARMS) if not arm.record.exists()]
         started = list(running)
         try:
             for arm in running:
                 arm.start()
             while running:
                 time.sleep(POLL_S)
-                running = [arm for arm in running if not arm.look()]
+                running = [arm for arm in running if not arm.has_ended()]
         finally:
             for arm in started:
                 arm.stop()
         for arm in started:
-            record = make_record(arm, command)
-            write_file(arm.record(), json.dumps(record, indent=1).encode())
-            print(f"{arm.folder.name}: {np.mean(record['successes']):.2f}, {arm.record()}", flush=True)
+            record = make_record(arm, options.command)
+            write_file(arm.record, json.dumps(record, indent=1).encode())
+            print(f"{arm.folder.name}: {np.mean(record['successes']):.2f}, {arm.record}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing and compare; 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/benchmark kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", default="beads", help="r3l tasks lists them (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=12_000, help="env steps of each run (%(default)s)")
-    parser.add_argument("--every", type=float, nargs=2, default=[60.0, 180.0], metavar="S", help="pause between kills")
-    parser.add_argument("--episodes", type=int, default=96, help="evaluation episodes a run (%(default)s)")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="where records go (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where run directories go (%(default)s)")
+    """Run the comparison; return 2 for bad input, 130 if interrupted."""
+    parser = plain_parser("scripts/benchmark kills", __doc__)
+    parser.add_argument("--task", default="beads", help="task, as listed by r3l tasks (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of both arms (%(default)s)")
+    parser.add_argument("--steps", type=int, default=12_000, help="env steps per run (%(default)s)")
+    pause = "min and max seconds between kills (%(default)s)"
+    parser.add_argument("--every", type=float, nargs=2, default=[60.0, 180.0], metavar="S", help=pause)
+    parser.add_argument("--episodes", type=int, default=96, help="evaluation episodes per run (%(default)s)")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run directories (%(default)s)")
     tune_process()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
+    options = parse(parser, arguments)
 
     def work() -> int:
         collect_goals(options.task)
-        run_all(options, " ".join(["scripts/benchmark", "kills", *given]))
+        run_all(options)
         paths = sorted(options.records.glob(f"{options.task}-*.json"))
         print(compare([json.loads(path.read_text()) for path in paths]))
         return 0
 
-    return going_on_later(work)
+    return exit_code(work, is_resumable=True)
 
 
 if __name__ == "__main__":

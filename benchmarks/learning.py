@@ -1,8 +1,8 @@
-"""Train variants over tasks and seeds, two processes at most, and record each run; finished records are kept.
+"""Train variants over tasks and seeds, at most two runs at a time, and record each run.
 
 A variant is `default`, `paper`, one of the variants of `r3l train --help`, or `stable-baselines3`: the peer's SAC on
-the instrumented environment. An interrupted run is resumed, a recorded one is not repeated, and nothing is picked:
-every seed of every variant is recorded.
+the instrumented environment. An interrupted run is resumed, and a recorded run is not repeated. Every seed of every
+variant is recorded; no run is selected by its result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import peer
+from benchmarks.figures import exit_code, parse, plain_parser
 from benchmarks.record import Name, Record, differences, load_records, record_run, settings, world
+from benchmarks.running import collect_goals, start_logged, train_command
 from r3l.cli.settings import TrainCommand, read_config, resolve
 from r3l.config.convert import nearest, to_dict
 from r3l.config.errors import UserError
@@ -32,14 +34,14 @@ from r3l.run.progress import progress_bar
 from r3l.task.registry import load_task, task_names
 
 PLANNED = ("task", "steps", "seed")
-"""Settings that options of their own say."""
+"""Settings that have an option of their own."""
 RECORDS, RUNS = Path("benchmarks/learning"), Path("runs/benchmark")
 POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and where to keep it."""
+    """The runs to make, and the folders of runs and records."""
 
     names: tuple[Name, ...]
     steps: int
@@ -54,11 +56,11 @@ class Plan:
         return self.runs / str(name)
 
     def record(self, name: Name) -> Path:
-        """Return where the record goes."""
+        """Return the file of the record."""
         return self.records / f"{name}.json"
 
     def config(self, name: Name) -> dict[str, Any]:
-        """Return every setting that a run of this name would have."""
+        """Return all settings of a run of this name."""
         if name.variant == peer.VARIANT:
             return peer.settings(name.task, name.seed, self.steps)
         preset = name.variant if name.variant in PRESETS else "default"
@@ -76,41 +78,35 @@ class Plan:
         return to_dict(resolve(command))
 
     def arguments(self, name: Name) -> list[str]:
-        """Return the process that begins the run, or goes on with it."""
+        """Return the command that starts the run, or resumes it."""
         folder = self.folder(name)
         if name.variant == peer.VARIANT:
             start = [sys.executable, "-m", "benchmarks.peer", name.task, "--steps", str(self.steps)]
             return [*start, "--seed", str(name.seed), "--folder", str(folder)]
-        train = [sys.executable, "-m", "r3l", "train"]
-        if (folder / "config.json").exists():
-            return [*train, "--resume", str(folder)]
-        train += [name.task, "--sync", "--steps", str(self.steps), "--seed", str(name.seed), "--device", "cpu"]
-        train += ["--runs", str(self.runs), "--name", folder.name]
-        if name.variant in PRESETS:
-            train += ["--preset", name.variant]
-        else:
-            train += ["--variant", name.variant]
-        return train + [part for item in self.overrides for part in ("--set", item)]
+        words = ["--sync", "--steps", str(self.steps), "--seed", str(name.seed)]
+        words += ["--preset" if name.variant in PRESETS else "--variant", name.variant]
+        words += [part for item in self.overrides for part in ("--set", item)]
+        return train_command(folder, name.task, *words)
 
 
-def plan(options: argparse.Namespace, command: str) -> Plan:
-    """Check what was asked for; UserError says what is wrong."""
+def plan(options: argparse.Namespace) -> Plan:
+    """Check the options and return the plan; UserError for a bad option."""
     tasks, variants = options.tasks.split(","), options.variants.split(",")
     known = [*PRESETS, *VARIANTS, peer.VARIANT]
-    for what, names, among in (("task", tasks, task_names()), ("variant", variants, known)):
+    for kind, names, known_names in (("task", tasks, task_names()), ("variant", variants, known)):
         for name in names:
-            if name not in among:
-                raise UserError(f"unknown {what} {name!r}; {nearest(name, among)}")
+            if name not in known_names:
+                raise UserError(f"unknown {kind} {name!r}; {nearest(name, known_names)}")
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds is {options.seeds!r}, expected numbers with commas, for example 0,1,2") from error
     if min(seeds) < 0:
         raise UserError(f"--seeds has {min(seeds)}, expected 0 or more")
-    for what, values in (("tasks", tasks), ("variants", variants), ("seeds", seeds)):
+    for option, values in (("tasks", tasks), ("variants", variants), ("seeds", seeds)):
         repeated = [str(value) for value in dict.fromkeys(values) if list(values).count(value) > 1]
         if repeated:
-            raise UserError(f"--{what} repeats {', '.join(repeated)}; expected each of them once")
+            raise UserError(f"--{option} repeats {', '.join(repeated)}; expected each of them once")
     if options.steps < 1 or not 1 <= options.processes <= 2:
         raise UserError("--steps and --processes are expected to be 1 or more, and --processes at most 2")
     for key in PLANNED:
@@ -119,11 +115,19 @@ def plan(options: argparse.Namespace, command: str) -> Plan:
     if options.set and peer.VARIANT in variants:
         raise UserError(f"--set changes our settings alone; run {peer.VARIANT} without it")
     names = tuple(Name(task, variant, seed) for seed in seeds for task in tasks for variant in variants)
-    return Plan(names, options.steps, tuple(options.set), options.records, options.runs, options.processes, command)
+    return Plan(
+        names,
+        steps=options.steps,
+        overrides=tuple(options.set),
+        records=options.records,
+        runs=options.runs,
+        processes=options.processes,
+        command=options.command,
+    )
 
 
 def refuse_other_settings(chosen: Plan) -> None:
-    """Raise UserError where records or half-done runs were made with other settings: they are not to be averaged."""
+    """Raise UserError if a record or an unfinished run has other settings: only equal runs may be averaged."""
     found: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
     for record in load_records(chosen.records):
         path = chosen.record(record.name)
@@ -138,8 +142,8 @@ def refuse_other_settings(chosen: Plan) -> None:
         here = {**chosen.config(name), "world": world(load_task(name.task))}
         there = found.get((name.task, name.variant), [])
         if (folder / "config.json").exists():
-            half_done = {**read_config(folder / "config.json"), "world": here["world"]}
-            there = [*there, (folder / "config.json", half_done)]
+            unfinished = {**read_config(folder / "config.json"), "world": here["world"]}
+            there = [*there, (folder / "config.json", unfinished)]
         for path, config in there:
             found_differences = differences(config, here)
             if found_differences:
@@ -157,13 +161,13 @@ def make_record(chosen: Plan, name: Name) -> Record:
 
 
 def steps_of(folder: Path) -> int:
-    """Return how far a run is, as its metrics say."""
+    """Return the last env step in the metrics of a run."""
     lines = read_jsonl(folder / "metrics.jsonl") or read_jsonl(folder / "evaluations.jsonl")
     return max((line["step"] for line in lines), default=0)
 
 
 def run_all(chosen: Plan) -> int:
-    """Run what is not recorded yet; return how many runs failed."""
+    """Train every run that has no record; return the number of failed runs."""
     chosen.runs.mkdir(parents=True, exist_ok=True)
     waiting = [name for name in chosen.names if not chosen.record(name).exists()]
     for name in chosen.names:
@@ -188,13 +192,12 @@ def run_all(chosen: Plan) -> int:
 
 
 def start(chosen: Plan, name: Name) -> subprocess.Popen[bytes]:
-    """Start or resume one run, its output beside its folder."""
-    with (chosen.runs / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(chosen.arguments(name), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    """Start or resume one run; its output goes to a log beside its folder."""
+    return start_logged(chosen.arguments(name), chosen.runs / f"{name}.log")
 
 
 def finish(chosen: Plan, name: Name, code: int) -> bool:
-    """Record a run that ended; return whether it ended well."""
+    """Record a run that ended; return whether it succeeded."""
     if code:
         tqdm.write(f"{name} failed with exit code {code}: see {chosen.runs / f'{name}.log'}")
         return False
@@ -205,7 +208,7 @@ def finish(chosen: Plan, name: Name, code: int) -> bool:
 
 
 def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask runs to stop as Ctrl-C does, and wait for them; the peer goes on from its last evaluation."""
+    """Stop runs as Ctrl-C does, and wait for their end; the peer resumes from its last evaluation."""
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
@@ -213,51 +216,27 @@ def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing; 1 when a run failed, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/benchmark learning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tasks", default="valve", help="with commas; r3l tasks lists them")
-    parser.add_argument("--variants", default="default", help="with commas")
-    parser.add_argument("--seeds", default="0,1,2", help="with commas")
-    parser.add_argument("--steps", type=int, default=30_000, help="env steps of each run (%(default)s)")
+    """Run the benchmark; return 1 if a run failed, 2 for bad input, 130 if interrupted."""
+    parser = plain_parser("scripts/benchmark learning", __doc__)
+    parser.add_argument("--tasks", default="valve", help="comma-separated; r3l tasks lists them (%(default)s)")
+    parser.add_argument("--variants", default="default", help="comma-separated (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (%(default)s)")
+    parser.add_argument("--steps", type=int, default=30_000, help="env steps per run (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of every run")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="where records go (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where run directories go (%(default)s)")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run directories (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, 1 or 2 (%(default)s)")
-    tune_process()  # records are made here, beside runs that keep both cores busy
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
+    tune_process()  # this process makes records while training runs keep both cores busy
+    options = parse(parser, arguments)
 
     def work() -> int:
-        chosen = plan(options, " ".join(["scripts/benchmark", "learning", *given]))
+        chosen = plan(options)
         refuse_other_settings(chosen)
         for task in {name.task for name in chosen.names}:
             collect_goals(task)
         return 1 if run_all(chosen) else 0
 
-    return going_on_later(work)
-
-
-def going_on_later(work: Callable[[], int]) -> int:
-    """Do work that the same command goes on with after SIGINT or SIGTERM; return the exit code."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return work()
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmark: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def collect_goals(task: str) -> None:
-    """Let the stand-in take goal images where there are none; every variant learns from the same ones."""
-    if not (Path("goals") / load_task(task).name).exists():
-        subprocess.run([sys.executable, "-m", "r3l", "goals", task], check=True)
+    return exit_code(work, is_resumable=True)
 
 
 if __name__ == "__main__":

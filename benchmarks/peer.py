@@ -1,14 +1,14 @@
-"""A peer in the instrumented lab: stable-baselines3's SAC on `r3l/TASK-Resets-v0`, evaluated as our runs are.
+"""The peer: stable-baselines3's SAC on `r3l/TASK-Resets-v0`, evaluated in the same way as r3l's runs.
 
-It sees the true state, is told the true reward and has its object placed before every episode: an upper bound, and a
-check of our learner (`diagnostic-resets`) against one that nobody here wrote. Network, batch, rates, discount and
-number of random steps are ours. What it has no switch for is not: LayerNorm in the critics, the averaged actor that is
-evaluated, exploration noise that is correlated in time; and its object is placed, so that no fingers move home.
+The peer observes the true state, receives the true reward, and has its object placed before every episode. So it is an
+upper bound, and an independent check of r3l's learner (variant `diagnostic-resets`). Network, batch size, learning
+rates, discount and the number of random steps are r3l's. Four things differ, because the peer has no option for them:
+LayerNorm in the critics, the averaged actor in evaluations, exploration noise that is correlated in time, and the
+homing of the fingers.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.record import Name, Record, once, unattended, versions, world
+from benchmarks.figures import plain_parser
+from benchmarks.record import Name, Record, first_per_step, unattended, versions, world
 from r3l import environment_title
 from r3l.config.schema import Config
 from r3l.evaluation.evaluator import Evaluator
@@ -36,7 +37,7 @@ BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 
 def settings(task: str, seed: int, steps: int) -> dict[str, Any]:
-    """Return every setting of a run: ours, in the peer's names."""
+    """Return all settings of a run: r3l's values under the peer's names."""
     ours = Config()
     sac = ours.sac
     return {
@@ -57,17 +58,17 @@ def settings(task: str, seed: int, steps: int) -> dict[str, Any]:
 
 
 class PeerPolicy:
-    """Its deterministic action, from [true state, proprioception, last command] as the environment shows them."""
+    """The peer's deterministic policy on [true state, proprioception, last command], as in its environment."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._vector = np.zeros(0, np.float32)
 
     def begin(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: the policy has no memory."""
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
-        """Keep what the next action is for."""
+        """Store the observation for the next action."""
         vector = np.concatenate([diagnostic, proprioception, applied])
         self._vector = np.clip(vector, -10.0, 10.0).astype(np.float32)
 
@@ -103,7 +104,7 @@ def build(chosen: dict[str, Any]) -> Any:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Write weights, optimisers and replay without pickle; the step file last."""
+    """Write weights, optimisers and replay without pickle, and the step file last."""
     tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
     tensors["log_ent_coef"] = model.log_ent_coef.detach()
     for name, optimiser in optimisers(model).items():
@@ -118,7 +119,7 @@ def save(model: Any, folder: Path) -> None:
 
 
 def restore(model: Any, folder: Path) -> None:
-    """Go on from `save`, if there is one; a new episode begins."""
+    """Restore what `save` wrote, if anything; a new episode begins."""
     if not (folder / "step.json").exists():
         return
     step = json.loads((folder / "step.json").read_text())
@@ -147,7 +148,7 @@ def optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
 
 
 def train(folder: Path, chosen: dict[str, Any]) -> None:
-    """Learn up to the configured steps, evaluating on the way; an interrupted run goes on from its last evaluation."""
+    """Train up to the configured steps and evaluate on the way; resume an interrupted run at its last evaluation."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +162,8 @@ def train(folder: Path, chosen: dict[str, Any]) -> None:
     restore(model, folder)
     visited = folder / "visited.jsonl"
 
-    class Watch(BaseCallback):
-        """Keeps the truth of every step, for the record alone."""
+    class TruthLog(BaseCallback):
+        """A log of the ground truth of every step; only the record uses it."""
 
         def _on_step(self) -> bool:
             append_jsonl(visited, {"step": self.num_timesteps, **self.locals["infos"][0]["truth"]})
@@ -180,16 +181,15 @@ def train(folder: Path, chosen: dict[str, Any]) -> None:
                 save(model, folder)
                 if model.num_timesteps >= chosen["steps"]:
                     break
-                rest = chosen["steps"] - model.num_timesteps
-                count = min(chosen["evaluate_every"], rest)
-                model.learn(count, reset_num_timesteps=False, callback=Watch())
+                count = min(chosen["evaluate_every"], chosen["steps"] - model.num_timesteps)
+                model.learn(count, reset_num_timesteps=False, callback=TruthLog())
     finally:
         evaluator.close()
         model.get_env().close()
 
 
 def record_peer(folder: Path, name: Name, command: str) -> Record:
-    """Make the record of a finished run."""
+    """Return the record of a finished run."""
     task = load_task(name.task)
     chosen = json.loads((folder / "config.json").read_text())["config"]
     by_step = {line["step"]: line for line in read_jsonl(folder / "visited.jsonl")}
@@ -204,7 +204,7 @@ def record_peer(folder: Path, name: Name, command: str) -> Record:
         config=chosen,
         world=world(task),
         versions=versions(),
-        evaluations=once(read_jsonl(folder / "evaluations.jsonl")),
+        evaluations=first_per_step(read_jsonl(folder / "evaluations.jsonl")),
         unattended=unattended(task, truth, chosen["steps"] / task.rig.control_hz),
         goal_images=0,
         resets=chosen["steps"] // task.episode_steps,
@@ -212,8 +212,8 @@ def record_peer(folder: Path, name: Name, command: str) -> Record:
 
 
 def main() -> int:
-    """Train one seed into a folder; what `scripts/benchmark learning` runs."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Train one seed into a folder; `scripts/benchmark learning` starts this process."""
+    parser = plain_parser("python -m benchmarks.peer", __doc__)
     parser.add_argument("task")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

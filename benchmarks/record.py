@@ -1,4 +1,4 @@
-"""A record: everything about one benchmark run that its figures are made of, in one JSON file."""
+"""The record of one benchmark run: all data behind its figures, in one JSON file."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from r3l.task.base import Task
 from r3l.task.registry import load_task, robot_of
 
 PACKAGES = ("r3l", "torch", "numpy", "pybullet", "gymnasium", "stable-baselines3")
-METRICS_KEPT = 60
-"""Lines of metrics a record keeps, evenly spread; every line about the reward's health is kept besides."""
+MAX_METRICS = 60
+"""Approximate number of metrics lines in a record, evenly spread; lines on the reward's health are all kept."""
 WINDOW_STEPS = 2500
-"""Env steps per window of the coverage and of the success during training."""
-WATCHED = ("sync", "real_time", "quota_gib", "checks", "numerics", "persistence", "supervision")
-"""Settings of how a run is watched over, not of how it learns: records from before there were any lack them."""
-LATER = {"randomize": "none", "vae.jitter": 0.0}
-"""Settings that came after the first records, and what they were while there were none."""
+"""Env steps per window of coverage and of success during training."""
+SUPERVISION_KEYS = ("sync", "real_time", "quota_gib", "checks", "numerics", "persistence", "supervision")
+"""Settings that do not affect learning; older records lack them."""
+LATER_DEFAULTS = {"randomize": "none", "vae.jitter": 0.0}
+"""Settings that the oldest records lack, with the values that those runs had in effect."""
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Name:
-    """What tells a record from others of its folder."""
+    """The identity of a record within its folder."""
 
     task: str
     variant: str
@@ -57,67 +57,67 @@ class Name:
 
 @dataclass(frozen=True)
 class Unattended:
-    """What happened during the run itself, from the twin's ground truth."""
+    """Figures of the run itself, from the twin's ground truth."""
 
     success: float
     """EARL's continuing evaluation: share of all env steps of the run that were successes."""
     success_by_window: list[float]
     coverage: float
-    """Entropy of the visited cells of object states over the whole run, 1 for uniform and 0 for a single cell."""
+    """Entropy of the visited cells of object states over the whole run: 1 for uniform, 0 for a single cell."""
     coverage_by_window: list[float]
     robot_s: float
-    """Robot time at the control rate, homing included."""
+    """Robot time at the control rate, including homing."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run: what was set, with which versions, and what came out."""
+    """Settings, versions and results of one run."""
 
     task: str
     variant: str
     seed: int
     command: str
     overrides: list[str]
-    """What `--set` changed, for the whole folder of records alike."""
+    """The `--set` options, equal in all records of a folder."""
     config: dict[str, Any]
-    """Every setting, resolved."""
+    """All settings, resolved."""
     world: dict[str, Any]
-    """What the task sets: its rig, the length of an episode, what a success is."""
+    """Settings of the task: rig, episode length, success thresholds."""
     versions: dict[str, str]
     evaluations: list[dict[str, Any]]
-    """Every evaluation with every episode, in the order of steps."""
+    """All evaluations with all episodes, in the order of steps."""
     unattended: Unattended
     goal_images: int
-    """Pictures a person took."""
+    """Images that a person took."""
     resets: int
-    """Times a person would have put the object back."""
+    """Times that a person would have reset the object."""
     judged: list[list[bool]] = field(default_factory=list)
-    """[true success, the judge's verdict] of every episode of an untrained, a half-trained and the final policy."""
+    """[true success, judge's verdict] per episode of the untrained, the half-trained and the final policy."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> Name:
-        """What tells it from others."""
+        """The identity of the record."""
         return Name(self.task, self.variant, self.seed)
 
     def curve(self) -> tuple[Values, Values]:
-        """Return env steps and success of the evaluations."""
+        """Return the env steps and the success of the evaluations."""
         points = [(entry["step"], entry["success"]) for entry in self.evaluations]
         return np.array([step for step, _ in points], np.float64), np.array([success for _, success in points])
 
     def final(self, last: int = 3) -> float:
-        """Return the mean success of the last evaluations."""
+        """Return the mean success of the last `last` evaluations."""
         return float(self.curve()[1][-last:].mean())
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the record atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, (json.dumps(_rounded(asdict(self))) + "\n").encode())
 
 
 def load_record(path: Path) -> Record:
-    """Read a record; UserError when the file is not one, or not the one that its name says."""
+    """Read a record; UserError if the file is no record, or not the record of its name."""
     try:
         values = json.loads(path.read_text())
         record = Record(**values | {"unattended": Unattended(**values["unattended"])})
@@ -130,7 +130,7 @@ def load_record(path: Path) -> Record:
 
 
 def _problems(record: Record, path: Path) -> Iterator[str]:
-    """Yield what keeps a record from being what its file's name says."""
+    """Yield the reasons why a file is not the record of its name."""
     for key, kind in get_type_hints(Record).items():
         value = getattr(record, key)
         if not isinstance(value, get_origin(kind) or kind):
@@ -142,7 +142,7 @@ def _problems(record: Record, path: Path) -> Iterator[str]:
 
 
 def refuse_mixture(records: Sequence[Record]) -> None:
-    """Raise UserError where runs that are averaged were made with different settings."""
+    """Raise UserError if runs of one task and variant have different settings: only equal runs may be averaged."""
     first: dict[tuple[str, str], Record] = {}
     for record in records:
         other = first.setdefault((record.task, record.variant), record)
@@ -155,12 +155,12 @@ def refuse_mixture(records: Sequence[Record]) -> None:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Return all that must be the same for runs to be averaged."""
+    """Return the settings that must be equal for runs to be averaged."""
     return {**record.config, "world": record.world}
 
 
 def world(task: Task) -> dict[str, Any]:
-    """Return what a task sets beside the run's configuration."""
+    """Return the task's settings that the run's configuration does not hold."""
     return {
         "rig": to_dict(task.rig),
         "episode_steps": task.episode_steps,
@@ -175,27 +175,27 @@ def load_records(folder: Path) -> list[Record]:
 
 
 def unattended(task: Task, truth: Mapping[str, Values], robot_s: float) -> Unattended:
-    """Measure a run from its truth columns [N], one value per env step."""
+    """Return a run's figures from its ground-truth columns [N], one value per env step; skip unknown steps."""
     known = np.isfinite(truth["error"])
     columns = {name: values[known] for name, values in truth.items()}
     is_success = columns["error"] <= task.success_error
     cells = task.cells(columns)
     windows = range(0, len(cells), WINDOW_STEPS)
 
-    def covered(some: NDArray[np.int64]) -> float:
-        return entropy(np.bincount(some, minlength=task.cell_count))
+    def coverage(visited: NDArray[np.int64]) -> float:
+        return entropy(np.bincount(visited, minlength=task.cell_count))
 
     return Unattended(
         success=float(is_success.mean()) if len(cells) else 0.0,
         success_by_window=[float(is_success[start : start + WINDOW_STEPS].mean()) for start in windows],
-        coverage=covered(cells),
-        coverage_by_window=[covered(cells[start : start + WINDOW_STEPS]) for start in windows],
+        coverage=coverage(cells),
+        coverage_by_window=[coverage(cells[start : start + WINDOW_STEPS]) for start in windows],
         robot_s=robot_s,
     )
 
 
 def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> Record:
-    """Make the record of a finished run."""
+    """Return the record of a finished run."""
     task = load_task(run.config.task)
     visited = read_visits(run.experience, run.truth)
     goals = load_goals(run.goals, task.rig.camera, task.minimum_goals)
@@ -218,18 +218,18 @@ def record_run(run: Run, name: Name, command: str, overrides: Sequence[str]) -> 
         config=to_dict(run.config),
         world=world(task),
         versions=versions(),
-        evaluations=once(read_jsonl(run.evaluations)),
+        evaluations=first_per_step(read_jsonl(run.evaluations)),
         unattended=unattended(task, visited.truth, float(robot_s)),
         goal_images=len(goals.train) + len(goals.held_out) if learns_from_goals else 0,
         resets=int(segments) if is_reset else 0,
         judged=[] if judge is None else judged(run, task, judge),
-        metrics=[*others[:: max(1, len(others) // METRICS_KEPT)], *health],
+        metrics=[*others[:: max(1, len(others) // MAX_METRICS)], *health],
         events=read_jsonl(run.events),
     )
 
 
 def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
-    """Run episodes of the untrained, the half-trained and the final policy once more, and judge them."""
+    """Return true success and verdict of new episodes of the untrained, the half-trained and the final policy."""
     robot = robot_of(run.config, run.rig)
     assert isinstance(robot, SimulatedRobot)
     evaluator = Evaluator(task, robot)
@@ -248,22 +248,22 @@ def judged(run: Run, task: Task, judge: Judge) -> list[list[bool]]:
     return pairs
 
 
-def once(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one evaluation per step, in order: a resumed run may have repeated one."""
+def first_per_step(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one evaluation per step, in order; a resumed run may have repeated an evaluation."""
     return [entry for _, entry in sorted({entry["step"]: entry for entry in evaluations}.items())]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides a run."""
+    """Return the versions of Python and of the packages that affect a run."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = "") -> list[str]:
-    """Return one entry per setting that differs between two configs; seeds, and what one lacks of WATCHED, aside."""
+    """Return one line per setting that differs; ignore the seed and SUPERVISION_KEYS that one side lacks."""
     found = []
     for key in [*here, *(key for key in there if key not in here)]:
-        old, new = (config.get(key, LATER.get(where + key, "missing")) for config in (there, here))
-        if where + key == "seed" or (where + key in WATCHED and "missing" in (old, new)):
+        old, new = (config.get(key, LATER_DEFAULTS.get(where + key, "missing")) for config in (there, here))
+        if where + key == "seed" or (where + key in SUPERVISION_KEYS and "missing" in (old, new)):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{where}{key}.")
@@ -273,7 +273,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], where: str = 
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as it comes back from a saved record."""
+    """Return a setting as `load_record` returns it."""
     return _rounded(list(value) if isinstance(value, tuple) else value)
 
 

@@ -1,8 +1,7 @@
-"""The page of results: every table and figure made from the records, nothing typed by hand."""
+"""Make docs/results.md, its figures and the README's table from the records of the learning benchmark."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import defaultdict
@@ -14,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.figures import exit_code, markdown_table, parse, plain_parser
 from benchmarks.record import WINDOW_STEPS, Record, Values, load_records, refuse_mixture
 from r3l.config.errors import UserError
 from r3l.evaluation.report.visits import display
@@ -23,7 +23,7 @@ from r3l.task.base import Task
 from r3l.task.registry import load_task
 
 PICTURE_S, RESET_S = 5.0, 10.0
-"""What a person is taken to need for a goal picture, and to put an object back."""
+"""Assumed time of a person per goal image, and per reset of the object."""
 ORDER = (
     "default",
     "no-perturbation",
@@ -42,25 +42,24 @@ HEALTH = ("held_out", "elsewhere", "auc", "average_precision", "rewarded", "judg
 INTRODUCTION = f"""# Results
 
 Made by `scripts/benchmark results` from the records in `benchmarks/learning/`: resolved configuration, package
-versions, metrics and every evaluation episode of every run. Every record is in the tables; which runs also served the
-tuning is said in docs/lab-notes.md.
+versions, metrics and every evaluation episode of every run. The tables show every record; docs/lab-notes.md names the
+runs that were also used for tuning.
 
-Deployed: the published policy from 24 start states, mean of the last three evaluations, ± the standard error over
-seeds. Continuing: share of all env steps of the unattended run itself at which the object was at the goal; both after
-EARL (Sharma et al., ICLR 2022). Coverage: entropy of the object states visited during the run, 1 for uniform. Human
-minutes: {PICTURE_S:.0f} s for each goal picture and {RESET_S:.0f} s for each time the object is put back, which
-`diagnostic-resets` and `stable-baselines3` need and the others do not. Variants named diagnostic read the simulator's
-ground truth, `stable-baselines3` too.
+Deployed: success of the published policy from 24 start states, mean of the last three evaluations, ± the standard error
+over seeds. Continuing: share of the run's own env steps at which the object was at the goal. Both follow EARL (Sharma
+et al., ICLR 2022). Coverage: entropy of the object states visited during the run, 1 for uniform. Human minutes:
+{PICTURE_S:.0f} s per goal image and {RESET_S:.0f} s per reset of the object; only `diagnostic-resets` and
+`stable-baselines3` need resets. The diagnostic variants and `stable-baselines3` read the simulator's ground truth.
 
-The judge's table is of episodes of each run's untrained, half-trained and final policy. A judge that was fitted again
-(`scripts/benchmark judge`) is an event of its record; what was judged during training was judged by the one before.
+The judge's table counts episodes of the untrained, the half-trained and the final policy of each run. If a judge was
+fitted again (`scripts/benchmark judge`), the record has an event; verdicts during training are of the judge before.
 """
 
 Groups = dict[str, list[Record]]
 
 
 def by_variant(records: Sequence[Record]) -> Groups:
-    """Group one task's records, known variants first, each in the order of seeds."""
+    """Group the records of one task by variant, known variants first, and sort each group by seed."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.seed):
         groups[record.variant].append(record)
@@ -68,33 +67,28 @@ def by_variant(records: Sequence[Record]) -> Groups:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Return the standard error of a mean; None for a single value."""
+    """Return the standard error of the mean; None for a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def plus_minus(values: Sequence[float]) -> str:
-    """Return mean ± standard error, as text."""
+    """Return the mean ± the standard error as text."""
     error = standard_error(values)
     return f"{np.mean(values):.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def human_minutes(record: Record) -> float:
-    """Return what a person did: goal pictures, and putting the object back."""
+    """Return a person's time for goal images and resets, minutes."""
     return (record.goal_images * PICTURE_S + record.resets * RESET_S) / 60
 
 
 def last_steps(record: Record) -> int:
-    """Return the env steps of the last evaluation."""
+    """Return the env step of the last evaluation."""
     return int(record.evaluations[-1]["step"])
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)]
-
-
 def success_cells(records: Sequence[Record]) -> list[str]:
-    """Return what both tables say of a variant's runs, under the titles SUCCESS."""
+    """Return the cells of one variant under the titles SUCCESS."""
     finals = [record.final() for record in records]
     return [
         f"{last_steps(records[0]):,}",
@@ -106,41 +100,41 @@ def success_cells(records: Sequence[Record]) -> list[str]:
 
 
 def success_table(groups: Groups) -> list[str]:
-    """Return the table of EARL's two metrics, coverage and cost."""
+    """Return the table of EARL's two metrics, coverage, robot time and human time."""
     rows = []
     for variant, records in groups.items():
         hours = np.mean([record.unattended.robot_s for record in records]) / 3600
         minutes = np.mean([human_minutes(record) for record in records])
         rows.append([variant, *success_cells(records), f"{hours:.2f}", f"{minutes:.0f}"])
-    return table(["variant", *SUCCESS, "robot hours", "human minutes"], rows)
+    return markdown_table(["variant", *SUCCESS, "robot hours", "human minutes"], rows)
 
 
 def last_errors(record: Record, part: str = "") -> Values:
-    """Return the final errors of the episodes of the last three evaluations, or those of a part of the object."""
+    """Return the final errors, of the object or of a part, in the last three evaluations."""
     starts = last_starts(record)
     return np.array([start["truth"][part] if part else start["final_error"] for start in starts], np.float64)
 
 
 def share_within(records: Sequence[Record], limit: float, part: str = "") -> str:
-    """Return the share of the last episodes whose error is within the limit, over seeds."""
+    """Return the share of the last episodes with an error within the limit: mean ± standard error over seeds."""
     return plus_minus([float((last_errors(record, part) <= limit).mean()) for record in records])
 
 
 def threshold_table(groups: Groups, task: Task) -> list[str]:
-    """Return success at all of the task's thresholds."""
+    """Return the table of success at each of the task's thresholds."""
     scale, unit = display(task.error_unit)
     limits = sorted({task.success_error, *task.other_thresholds})
     rows = [[variant, *(share_within(records, limit) for limit in limits)] for variant, records in groups.items()]
-    return table(["variant", *(f"within {limit * scale:.3g} {unit}" for limit in limits)], rows)
+    return markdown_table(["variant", *(f"within {limit * scale:.3g} {unit}" for limit in limits)], rows)
 
 
 def part_table(groups: Groups, task: Task) -> list[str]:
-    """Return the share of episodes in which each part, a bead for example, ended within its limit."""
+    """Return the table of the share of episodes in which each part, such as a bead, ended within its limit."""
     rows = [
         [variant, *(share_within(records, limit, value) for _, value, limit in task.parts)]
         for variant, records in groups.items()
     ]
-    return table(["variant", *(name for name, _, _ in task.parts)], rows)
+    return markdown_table(["variant", *(name for name, _, _ in task.parts)], rows)
 
 
 def last_starts(record: Record) -> list[dict[str, Any]]:
@@ -149,7 +143,7 @@ def last_starts(record: Record) -> list[dict[str, Any]]:
 
 
 def judge_table(groups: Groups) -> list[str]:
-    """Return how often the judge was right over episodes of an untrained, a half-trained and the final policy."""
+    """Return the table of the judge's balanced accuracy; no lines if no run was judged."""
     rows = []
     for variant, records in groups.items():
         pairs = [[(bool(s), bool(v)) for s, v in record.judged] for record in records if record.judged]
@@ -161,11 +155,11 @@ def judge_table(groups: Groups) -> list[str]:
         successes = sum(success for success, _ in together)
         rows.append([variant, shown[0], ", ".join(shown[1:]), str(len(together)), str(successes)])
     titles = ["variant", "judge: balanced accuracy", "each seed", "episodes", "of them successes"]
-    return table(titles, rows) if rows else []
+    return markdown_table(titles, rows) if rows else []
 
 
 def draw_curves(axes: Axes, groups: Groups) -> None:
-    """Draw success over env steps: every seed thin, means thick."""
+    """Draw success over env steps: thin lines for seeds, thick lines for means."""
     for index, (variant, records) in enumerate(groups.items()):
         curves = [record.curve() for record in records]
         for steps, success in curves:
@@ -194,7 +188,7 @@ def draw_thresholds(axes: Axes, groups: Groups, task: Task) -> None:
 
 
 def draw_health(figure: Figure, records: Sequence[Record]) -> None:
-    """Draw the reward's health over time, one panel per measure, one line per seed."""
+    """Draw the health of the reward over time: one panel per measure, one line per seed."""
     panels = figure.subplots(2, 3, sharex=True).reshape(-1)
     for axes, name in zip(panels, HEALTH, strict=True):
         for record in records:
@@ -211,7 +205,7 @@ def draw_health(figure: Figure, records: Sequence[Record]) -> None:
 
 
 def draw_coverage(axes: Axes, groups: Groups) -> None:
-    """Draw the coverage of object states during the run itself, per window of env steps."""
+    """Draw the coverage of object states per window of env steps."""
     for index, (variant, records) in enumerate(groups.items()):
         windows = [record.unattended.coverage_by_window for record in records if record.unattended.coverage_by_window]
         if windows:
@@ -223,7 +217,7 @@ def draw_coverage(axes: Axes, groups: Groups) -> None:
 
 
 def draw(task: Task, groups: Groups, figures: Path) -> dict[str, str]:
-    """Write a task's figures; return their file names."""
+    """Write the figures of a task; return their file names."""
     curves = Figure(figsize=(10, 4), layout="constrained")
     left, right = curves.subplots(1, 2, width_ratios=(3, 2))
     draw_curves(left, groups)
@@ -241,7 +235,7 @@ def draw(task: Task, groups: Groups, figures: Path) -> dict[str, str]:
 
 
 def section(task: Task, groups: Groups, figures: Path) -> list[str]:
-    """Return a task's part of the page."""
+    """Return the lines of a task's section."""
     names = draw(task, groups, figures)
     scale, unit = display(task.error_unit)
     limit = f"{task.success_error * scale:.3g} {unit}"
@@ -259,18 +253,18 @@ def section(task: Task, groups: Groups, figures: Path) -> list[str]:
 
 
 def show(figures: Path, name: str, title: str) -> list[str]:
-    """Return the lines that show a figure in docs/."""
+    """Return the lines that include a figure in a page of docs/."""
     return [f"![{title}](../{figures.as_posix()}/{name})", ""]
 
 
 def by_task(records: Sequence[Record]) -> dict[str, Groups]:
-    """Group records by task, the valve first, and by variant."""
+    """Group records by task, with the valve first, and by variant."""
     names = sorted({record.task for record in records}, key=lambda name: (name != "valve", name))
     return {name: by_variant([record for record in records if record.task == name]) for name in names}
 
 
 def page(records: Sequence[Record], figures: Path) -> str:
-    """Return docs/results.md."""
+    """Return the text of docs/results.md."""
     commands = sorted({record.command for record in records})
     versions = sorted({f"{name} {value}" for record in records for name, value in record.versions.items()})
     lines = [INTRODUCTION]
@@ -282,17 +276,17 @@ def page(records: Sequence[Record], figures: Path) -> str:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Return the README's table."""
+    """Return the table of the README."""
     rows = [
         [task, variant, *success_cells(found)]
         for task, groups in by_task(records).items()
         for variant, found in groups.items()
     ]
-    return "\n".join(table(["task", "variant", *SUCCESS], rows))
+    return "\n".join(markdown_table(["task", "variant", *SUCCESS], rows))
 
 
 def replace_section(text: str, new: str) -> str:
-    """Return the README with what is between the markers replaced; UserError where they are missing."""
+    """Return the README with a new table between its markers; UserError if it has no single pair of markers."""
     begin, end = MARKERS
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"README.md has no single pair of markers {begin} … {end}; put them where the table goes")
@@ -300,14 +294,18 @@ def replace_section(text: str, new: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, the figures and the README's table."""
-    parser = argparse.ArgumentParser(prog="scripts/benchmark results", description=__doc__)
-    parser.add_argument("--records", type=Path, default=Path("benchmarks/learning"))
-    parser.add_argument("--figures", type=Path, default=Path("benchmarks/figures"))
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    options = parser.parse_args(arguments)
-    try:
+    """Write page, figures and table; return 2 for bad input."""
+    parser = plain_parser("scripts/benchmark results", __doc__)
+    for option, default, text in (
+        ("--records", "benchmarks/learning", "folder of the records"),
+        ("--figures", "benchmarks/figures", "folder of the figures"),
+        ("--page", "docs/results.md", "page to write"),
+        ("--readme", "README.md", "README to write the table to"),
+    ):
+        parser.add_argument(option, type=Path, default=Path(default), help=f"{text} (%(default)s)")
+    options = parse(parser, arguments)
+
+    def work() -> int:
         records = load_records(options.records)
         if not records:
             raise UserError(f"{options.records} holds no records; make some: scripts/benchmark learning")
@@ -316,11 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         readme = replace_section(options.readme.read_text(), summary(records))
         write_file(options.page, page(records, options.figures).encode())
         write_file(options.readme, readme.encode())
-    except (UserError, OSError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.page}, {options.figures}/ and the table in {options.readme}: {len(records)} records")
-    return 0
+        print(f"{options.page}, {options.figures}/ and the table in {options.readme}: {len(records)} records")
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

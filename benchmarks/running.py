@@ -1,4 +1,4 @@
-"""A run that goes on while a benchmark looks at it, and stops some of its processes for a while."""
+"""r3l commands as subprocesses, and a training run that a benchmark watches and pauses."""
 
 from __future__ import annotations
 
@@ -7,93 +7,137 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.learning import collect_goals
 from r3l.config.errors import UserError
 from r3l.run.directory import Run
+from r3l.task.registry import load_task
 from r3l.training.shared_status import PROCESSES, SharedStatus
 
+R3L = (sys.executable, "-m", "r3l")
 POLL_S = 0.1
-EXPLORED_STEPS, LONG = 1000, 200_000
-"""Env steps explored, and of a run that no benchmark comes to the end of."""
-TRAIN = [sys.executable, "-m", "r3l", "train"]
+START_TIMEOUT_S = 120
+EXPLORATION_STEPS = 1000
+ENDLESS_STEPS = 200_000
+"""Env steps of a run that no benchmark reaches the end of."""
+
+
+def train_command(folder: Path, task: str, *options: str) -> list[str]:
+    """Return the command that resumes the run in `folder`, or starts it there on the CPU if there is none."""
+    if (folder / "config.json").exists():
+        return resume_command(folder)
+    place = ["--runs", str(folder.parent), "--name", folder.name]
+    return [*R3L, "train", task, *place, "--device", "cpu", *options]
+
+
+def resume_command(folder: Path, *options: str) -> list[str]:
+    """Return the command that resumes the run in `folder`."""
+    return [*R3L, "train", "--resume", str(folder), *options]
+
+
+def start_logged(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, so that Ctrl-C does not reach it; append its output to `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"TQDM_DISABLE": "1"},
+            start_new_session=True,
+        )
+
+
+def run_logged(command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command to its end and append its output to `log`; UserError if it fails."""
+    with log.open("ab") as out:
+        env = os.environ | (environment or {})
+        done = subprocess.run(command, check=False, stdout=out, stderr=subprocess.STDOUT, env=env)
+    if done.returncode:
+        raise UserError(f"`{' '.join(command)}` ended with exit code {done.returncode}; see {log}")
+
+
+def collect_goals(task: str, folder: Path | None = None, *options: str) -> Path:
+    """Return the folder of goal images, by default goals/TASK; collect them on the twin if there is none."""
+    folder = folder or Path("goals") / load_task(task).name
+    if not folder.exists():
+        subprocess.run([*R3L, "goals", task, "--out", str(folder), *options], check=True)
+    return folder
 
 
 def prepare(folder: Path, task: str, *, learned_steps: int) -> Run:
-    """Return a run of the default preset on the twin that has explored and learned a little; one there is goes on."""
+    """Return a run of the default preset on the twin that has explored and learned a little; train it if needed."""
     if not (folder / "config.json").exists():
         collect_goals(task)
-        options = ["--steps", str(EXPLORED_STEPS + learned_steps), "--device", "cpu", "--set", "evaluate_every=0"]
-        options += ["--set", f"phases.exploration_steps={EXPLORED_STEPS}"]
-        subprocess.run([*TRAIN, task, "--runs", str(folder.parent), "--name", folder.name, *options], check=True)
+        options = ["--steps", str(EXPLORATION_STEPS + learned_steps), "--set", "evaluate_every=0"]
+        options += ["--set", f"phases.exploration_steps={EXPLORATION_STEPS}"]
+        subprocess.run(train_command(folder, task, *options), check=True)
     return Run.open(folder)
 
 
 class Running:
-    """`r3l train --resume` on a run. Use as a context manager: leaving stops it."""
+    """A run in training, started by `r3l train --resume`. Use as a context manager: leaving it stops the run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._stopped: set[int] = set()
+        self.log = Path(f"{run.folder}.log")
+        self._paused: set[int] = set()
 
     def __enter__(self) -> Running:
-        with Path(f"{self.run.folder}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*TRAIN, "--resume", str(self.run.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"TQDM_DISABLE": "1"},
-                start_new_session=True,
-            )
-        self.began_s = time.monotonic()
-        self.wait_for(lambda: self._board_is_there(), 120)
-        self.shared = SharedStatus(self.run.shared, writable=False)
+        self.started_s = time.monotonic()
+        self.process = start_logged(resume_command(self.run.folder), self.log)
+        try:
+            self.wait_for(self._has_shared_status, START_TIMEOUT_S)
+            self.shared = SharedStatus(self.run.shared, writable=False)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in list(self._stopped):
-            os.kill(pid, signal.SIGCONT)
+        self.resume(*self._paused)
         self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
-    def _board_is_there(self) -> bool:
-        """Return whether this supervisor, no earlier one, made the board."""
+    def _has_shared_status(self) -> bool:
+        """Return whether this supervisor, not an earlier one, has created the shared status."""
         try:
             return SharedStatus(self.run.shared, writable=False)["supervisor.pid"] == self.process.pid
         except (OSError, ValueError):
             return False
 
     def wait_for(self, is_true: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until something is so; UserError where it does not come."""
+        """Wait for a condition; UserError if the run ends or the time is up before."""
         end_s = time.monotonic() + timeout_s
         while not is_true():
-            if self.process.poll() is not None or time.monotonic() > end_s:
-                raise UserError(f"{self.run.folder} does not do what it should; see {self.run.folder}.log")
+            code = self.process.poll()
+            if code is not None:
+                raise UserError(f"{self.run.folder} ended with exit code {code}; see {self.log}")
+            if time.monotonic() > end_s:
+                raise UserError(f"{self.run.folder} was not ready within {timeout_s:.0f} s; see {self.log}")
             time.sleep(POLL_S)
 
     def pids(self) -> list[int]:
-        """Return the numbers of the supervisor and its processes."""
+        """Return the process ids of the supervisor, the actor and the learner."""
         return [self.process.pid, *(self.pid(name) for name in PROCESSES)]
 
     def pid(self, name: str) -> int:
-        """Return a process' number, once it has one: a signal to 0 would end whoever sends it."""
-        self.wait_for(lambda: self.shared[f"{name}.pid"] > 0, 120)
+        """Wait until a process has an id and return it: a signal to id 0 would hit the benchmark itself."""
+        self.wait_for(lambda: self.shared[f"{name}.pid"] > 0, START_TIMEOUT_S)
         return int(self.shared[f"{name}.pid"])
 
-    def halt(self, *pids: int) -> None:
-        """Let processes do nothing for a while."""
+    def pause(self, *pids: int) -> None:
+        """Send SIGSTOP to processes."""
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        self._stopped |= set(pids)
+        self._paused |= set(pids)
 
-    def go_on(self, *pids: int) -> None:
-        """Let them go on."""
+    def resume(self, *pids: int) -> None:
+        """Send SIGCONT to processes."""
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-        self._stopped -= set(pids)
+        self._paused -= set(pids)
 
 
 def resident_bytes(pid: int) -> int:
@@ -103,6 +147,6 @@ def resident_bytes(pid: int) -> int:
 
 
 def stolen_s() -> float:
-    """Return the seconds that this machine wanted to run and another one ran instead, all cores together."""
+    """Return the seconds, summed over cores, that the host gave to other virtual machines."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")

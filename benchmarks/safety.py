@@ -1,13 +1,15 @@
-"""Send random actions to a hand of emulated servos, and look at every value that reaches a register.
+"""Send random actions to a hand of emulated servos, and check every value that reaches a register.
 
-The actions are anything, NaN and infinities among them, from small steps to a thousand times a joint's range; joints
-are held by something, the hand is relaxed, loses its power, has its fingers moved by others now and then. The servos
-write down what they are told: a goal outside its joint's limits, farther from the last than a step, in a pose that
-leaves the workspace or brings two fingers together (or farther out, where others had put it outside), a cap or a
-profile other than the rig's, is a violation. Exit code 1 where there is one.
+The actions range from small steps to a thousand times a joint's range, and include NaN and infinities. At intervals
+joints are blocked, and the hand is relaxed, loses power, or has its fingers moved by hand. These are violations:
+- a goal outside the limits of its joint, or farther from the last goal than one step;
+- a pose outside the workspace or with colliding fingers; if the hand was put into such a pose, a pose that is worse;
+- a current limit or a profile other than the rig's;
+- torque that is switched on with a goal away from the joint's position.
+The exit code is 1 if there is a violation.
 
-The driver's bytes go to the emulated servos without a pseudo-terminal between, and the servos are where they are sent
-at once: so that a million fit into less than an hour.
+The driver's bytes reach the emulated servos without a pseudo-terminal, and a servo reaches its goal at once, so that a
+million actions take less than an hour.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import parser_of, save_figures
+from benchmarks.figures import exit_code, make_parser, parse, save_figures
 from r3l.hardware.dclaw.kinematics import Kinematics
 from r3l.hardware.dclaw.rig import ClawRig, default_rig
 from r3l.hardware.dclaw.robot import DClaw
@@ -37,14 +39,17 @@ from r3l.run.progress import progress_bar
 
 NAME = "safety"
 COUNT_RAD = 2 * math.pi / 4096
-MIN_M = 2e-4
-"""What rounding to counts may do to a pose."""
-HOLD_EVERY, LOOK_EVERY, RELAX_EVERY, BROWN_OUT_EVERY = 50, 20, 500, 2000
-"""Actions between two changes of what is held, two looks at the servos' states, two pauses, two losses of power."""
+ROUNDING_M = 2e-4
+"""Max change of a pose's clearance by rounding its joints to counts."""
+MAX_LUNGE_RAD = 0.02
+"""Max distance between a joint and its goal when its torque is switched on."""
+NOT_A_NUMBER_SHARE = 0.02
+HOLD_EVERY, CHECK_EVERY, RELAX_EVERY, BROWN_OUT_EVERY = 50, 20, 500, 2000
+"""Actions between two changes of the blocked joints, two checks of the servos, two relaxations, two power losses."""
 
 
 class Inspector:
-    """Looks at what reaches the registers of a hand's servos."""
+    """An inspector of every write to the registers of a hand's servos."""
 
     def __init__(self, rig: ClawRig, servos: dict[int, Servo]) -> None:
         self.violations: Counter[str] = Counter()
@@ -55,9 +60,9 @@ class Inspector:
         self._goals: dict[int, float] = {}
         self._last = rig.drives[-1].id
         for drive in rig.drives:
-            servos[drive.id].on_write = lambda name, counts, it=drive: self._look(it, name)
+            servos[drive.id].on_write = lambda name, counts, it=drive: self._check(it, name)
 
-    def _look(self, drive: Drive, name: str) -> None:
+    def _check(self, drive: Drive, name: str) -> None:
         servo, rig = self._servos[drive.id], self._rig
         value = servo.value(name)
         self.writes[name] += 1
@@ -72,13 +77,13 @@ class Inspector:
             self.violations[name] += 1
         if name == "torque_enable" and value:
             goal_rad = drive.joint_rad(servo.value("goal_position"))
-            self.violations["lunge"] += abs(goal_rad - drive.joint_rad(servo.angle_rad)) > 0.02
+            self.violations["lunge"] += abs(goal_rad - drive.joint_rad(servo.angle_rad)) > MAX_LUNGE_RAD
             self._goals[drive.id] = goal_rad
             self._before_m = self._excess_m()
         if name == "goal_position" and servo.is_on:
-            self._look_at_goal(drive, value)
+            self._check_goal(drive, value)
 
-    def _look_at_goal(self, drive: Drive, value: float) -> None:
+    def _check_goal(self, drive: Drive, value: float) -> None:
         joint, last_rad = drive.joint, self._goals.get(drive.id)
         goal_rad = drive.joint_rad(value)
         self._goals[drive.id] = goal_rad
@@ -90,13 +95,13 @@ class Inspector:
             self.violations["step"] += 1
         if drive.id == self._last:
             excess_m = self._excess_m()
-            self.violations["pose"] += excess_m > max(self._before_m, 0.0) + MIN_M
-            if self._before_m <= 0:  # else somebody had put it outside
+            self.violations["pose"] += excess_m > max(self._before_m, 0.0) + ROUNDING_M
+            if self._before_m <= 0:  # otherwise a person had put the hand into a bad pose
                 self.deepest_m = max(self.deepest_m, excess_m)
             self._before_m = excess_m
 
     def _excess_m(self) -> float:
-        """Return by how much the pose that the servos are sent to breaks the rules, m."""
+        """Return how far the pose of the servos' goals is outside the allowed poses, m."""
         if len(self._goals) < len(self._rig.drives):
             return -math.inf
         pose = np.array([self._goals[each.id] for each in self._rig.drives])
@@ -104,15 +109,15 @@ class Inspector:
 
 
 def action(rng: np.random.Generator, spread: float, count: int) -> FloatArray:
-    """Return an action: mostly numbers, now and then none."""
+    """Return a random action; in a few actions one value is NaN, infinite or huge."""
     found = rng.normal(0, spread, count).astype(np.float32)
-    if rng.random() < 0.02:
+    if rng.random() < NOT_A_NUMBER_SHARE:
         found[rng.integers(count)] = rng.choice([np.nan, np.inf, -np.inf, 1e38])
     return found
 
 
 class Wire(Port):  # type: ignore[misc]  # see pyproject: drivers are Any inside the checkout
-    """A port whose other end are emulated servos, without a wire."""
+    """A port that passes packets to emulated servos directly."""
 
     def __init__(self, emulator: Emulator) -> None:
         super().__init__("emulated", 1_000_000)
@@ -141,7 +146,7 @@ class Wire(Port):  # type: ignore[misc]  # see pyproject: drivers are Any inside
 
 
 def attack(actions: int, seed: int) -> dict[str, Any]:
-    """Send so many actions; return what was found."""
+    """Send random actions to one hand; return the numbers of writes, refusals and violations."""
     rng, rig = np.random.default_rng(seed), default_rig()
     emulator = Emulator([Servo(drive.id, rig.model) for drive in rig.drives])
     claw = DClaw(rig)
@@ -160,7 +165,7 @@ def attack(actions: int, seed: int) -> dict[str, Any]:
 
 
 def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions: int) -> int:
-    """Send actions as fast as they go; states are looked at now and then, not each time."""
+    """Send actions without pacing and check the servos every CHECK_EVERY actions; return the number of refusals."""
     hand, joints = claw.hand, tuple(drive.joint for drive in claw.rig.drives)
     safe = SafeRobot(claw, joints, claw.rig.strength.speed_rad_s / claw.rig.control_hz)
     look_after, refused, held = hand.look_after, 0, set[int]()
@@ -178,7 +183,7 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
             if servo.is_on and servo.id not in held:
                 servo.angle_rad = servo.value("goal_position")
         hand.measure()
-        if number % LOOK_EVERY == 0:
+        if number % CHECK_EVERY == 0:
             look_after()
         if number % RELAX_EVERY == RELAX_EVERY - 1:
             safe.relax()
@@ -192,8 +197,8 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
     return refused
 
 
-def share(actions: int, seed: int, jobs: int) -> dict[str, object]:
-    """Attack in several processes, each with another seed; return what they found together."""
+def attack_in_parallel(actions: int, seed: int, jobs: int) -> dict[str, object]:
+    """Attack in several processes with different seeds; return the sum of their figures."""
     if jobs == 1:
         return attack(actions, seed)
     with ProcessPoolExecutor(jobs) as pool:
@@ -205,17 +210,20 @@ def share(actions: int, seed: int, jobs: int) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Attack, print and write figures."""
-    parser = parser_of(NAME, __doc__)
-    parser.add_argument("--actions", type=int, default=1_000_000, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    """Run the benchmark; return 1 if there was a violation."""
+    parser = make_parser(NAME, __doc__)
+    parser.add_argument("--actions", type=int, default=1_000_000, help="number of actions (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first process (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes that share the actions (%(default)s)")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    found = share(options.actions, options.seed, options.jobs)
-    print(json.dumps(found, indent=1))
-    save_figures(options.out, NAME, given, found)
-    return 1 if found["violations"] else 0
+    options = parse(parser, arguments)
+
+    def work() -> int:
+        found = attack_in_parallel(options.actions, options.seed, options.jobs)
+        print(json.dumps(found, indent=1))
+        save_figures(options, found)
+        return 1 if found["violations"] else 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

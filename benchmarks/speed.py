@@ -1,20 +1,19 @@
-"""Where the time of a default env step goes, and our SAC update against stable-baselines3's.
+"""Time one default env step and its parts, and compare r3l's SAC update with stable-baselines3's.
 
-The whole step is the default preset's sync loop, homing included, in which the two agents' updates overlap on two
-threads; the parts, and the comparison with stable-baselines3, are timed one at a time on one thread. All are timed in
-blocks that take turns, so that a busy machine slows all of them alike; medians are printed.
-Needs the test extra (stable-baselines3).
+The whole step is the sync loop of the default preset, including homing; the updates of its two agents overlap on two
+threads. The parts and the two SAC updates are timed one at a time on one thread. All take turns in short blocks, so
+that other load on the machine hits all of them; the printed figures are medians. Needs the `test` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import stable_baselines3
 import torch
 from stable_baselines3.common.logger import Logger
 
+from benchmarks.figures import exit_code, make_parser, parse, save_figures
 from r3l.config.models import SACConfig
 from r3l.config.schema import MANY, Config
 from r3l.learner.learner import AGENTS, Learner
@@ -36,51 +36,47 @@ from r3l.run.experience import ExperienceStore
 from r3l.task.registry import load_robot, load_task
 from r3l.training.actor import Actor
 
+NAME = "speed"
+CALLS_PER_BLOCK = 20
 OBSERVATION, ACTIONS, BATCH, ROWS = 43, 9, 256, 2000
 """Shapes of the comparison with stable-baselines3."""
 
 
-def main() -> None:
-    """Time everything and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=12, help="blocks per part")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    tune_process()
+def measure(options: argparse.Namespace) -> int:
+    """Time everything, print and write the figures."""
     with tempfile.TemporaryDirectory() as folder:
-        parts = time_in_turns(loop_parts(Path(folder)), options.blocks, 20)
+        parts = time_in_turns(loop_parts(Path(folder)), options.blocks)
     total = parts["whole step"]
     print("one env step of the default preset, ms (median)")
     for name, value in parts.items():
         print(f"  {name:32} {1e3 * value:7.2f}")
     print(f"  {1 / total:.0f} env steps per second")
-    updates = time_in_turns(peer_parts(), options.blocks, 20)
+    updates = time_in_turns(peer_parts(), options.blocks)
     ratio = updates["stable-baselines3"] / updates["ours, the same network"]
     shapes = f"observation {OBSERVATION}, actions {ACTIONS}, 256x2, batch {BATCH}"
     print(f"SAC update ({shapes}), ms (median)")
     for name, value in updates.items():
         print(f"  {name:32} {1e3 * value:7.2f}")
     print(f"  ours is {ratio:.2f} times as fast on the same network")
-    if options.out:
-        found = {"parts_s": parts, "env_steps_per_s": 1 / total, "updates_s": updates, "ratio": ratio}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+    save_figures(options, {"parts_s": parts, "env_steps_per_s": 1 / total, "updates_s": updates, "ratio": ratio})
+    return 0
 
 
-def time_in_turns(parts: dict[str, Callable[[], object]], blocks: int, calls: int) -> dict[str, float]:
-    """Return the median over blocks of the seconds per call, the parts taking turns."""
+def time_in_turns(parts: dict[str, Callable[[], object]], blocks: int) -> dict[str, float]:
+    """Return the seconds per call of each part, median over blocks; the parts take turns."""
     spent: dict[str, list[float]] = {name: [] for name in parts}
     for block in range(blocks + 1):
         for name, part in parts.items():
             began = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(CALLS_PER_BLOCK):
                 part()
-            if block:  # the first one warms up
-                spent[name].append((time.perf_counter() - began) / calls)
+            if block:  # the first block warms up
+                spent[name].append((time.perf_counter() - began) / CALLS_PER_BLOCK)
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return the default preset's loop and its parts, after exploration and a shortened pretraining."""
+    """Return the loop of the default preset and its parts, after exploration and a short pretraining."""
     config, task = Config(device="cpu"), load_task("valve")
     config = replace(config, vae=replace(config.vae, pretrain_updates=20))
     rig = task.rig
@@ -132,22 +128,22 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 class Shapes(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Random observations of the compared shapes."""
+    """An environment of random observations with the compared shapes."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (OBSERVATION,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (ACTIONS,), np.float32)
 
     def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
-        """Return noise."""
+        """Return a random observation."""
         return self.observation_space.sample(), {}
 
     def step(self, action):  # type: ignore[no-untyped-def]
-        """Return noise."""
+        """Return a random observation."""
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
 def peer_parts() -> dict[str, Callable[[], object]]:
-    """Return one update of each, sampling included, with the same shapes and both on one thread."""
+    """Return one SAC update of r3l and of the peer, including sampling, with the same shapes on one thread."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer = stable_baselines3.SAC("MlpPolicy", Shapes(), learning_starts=ROWS, batch_size=BATCH, seed=0)
@@ -171,5 +167,14 @@ def peer_parts() -> dict[str, Callable[[], object]]:
     }
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = make_parser(NAME, __doc__)
+    parser.add_argument("--blocks", type=int, default=12, help="blocks per part (%(default)s)")
+    tune_process()
+    options = parse(parser, arguments)
+    return exit_code(lambda: measure(options))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
