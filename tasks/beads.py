@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from r3l.robot import FloatArray, Rig, Truth, load_rig
 from r3l.task import CameraPose, Scene, Task, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent
 BEADS = 4
@@ -128,9 +129,9 @@ class Beads(Task):
 
     def true_reward(self, state: Tensor) -> Tensor:
         """Return exp(-(mean error / 0.02 m)^2 / 2) from [places, velocities]."""
-        goal = torch.from_numpy(GOAL_M).to(state.device) / TRAVEL_M
+        goal = state.new_tensor(GOAL_M) / TRAVEL_M
         error = (state[:, :BEADS] - goal).abs().mean(-1) * TRAVEL_M
-        return torch.exp(-0.5 * (error / 0.02).square())
+        return (-0.5 * (error / 0.02).square()).exp()
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
         """Every way in which the beads lie in the quarters of their travel is a cell."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from r3l.robot import FloatArray, Rig, Truth, load_rig
 from r3l.task import CameraPose, Scene, Task, Values
 
 from .angles import wrap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent
 GOAL_RAD = -2.5
@@ -150,9 +151,10 @@ class Reposition(Task):
     def true_reward(self, state: Tensor) -> Tensor:
         """Return exp(-((distance / 0.025 m)^2 + (angle / 0.35 rad)^2) / 2) from [x, y, cos, sin, speeds]."""
         distance = state[:, :2].norm(dim=-1) * REACH_M
-        angle = torch.atan2(state[:, 3], state[:, 2]) - GOAL_RAD
-        turned = torch.atan2(torch.sin(angle), torch.cos(angle))
-        return torch.exp(-0.5 * ((distance / 0.025).square() + (turned / 0.35).square()))
+        angle = state[:, 3].atan2(state[:, 2]) - GOAL_RAD
+        turned = angle.sin().atan2(angle.cos())
+        reward: Tensor = (-0.5 * ((distance / 0.025).square() + (turned / 0.35).square())).exp()
+        return reward
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
         """Every 30 degrees of turn, in the middle or in one of the four quarters around it, is a cell."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from r3l.robot import FloatArray, Rig, Truth, load_rig
 from r3l.task import Scene, Task, Values
 
 from .angles import wrap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent
 FRICTION_NM = 0.04
@@ -90,9 +91,9 @@ class Valve(Task):
 
     def true_reward(self, state: Tensor) -> Tensor:
         """Return exp(-(error / 0.3 rad)^2 / 2) from [cos, sin, velocity]."""
-        angle = torch.atan2(state[:, 1], state[:, 0]) - GOAL_RAD
-        error = torch.atan2(torch.sin(angle), torch.cos(angle))
-        return torch.exp(-0.5 * (error / 0.3).square())
+        angle = state[:, 1].atan2(state[:, 0]) - GOAL_RAD
+        error = angle.sin().atan2(angle.cos())
+        return (-0.5 * (error / 0.3).square()).exp()
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
         """Every ten degrees of the circle is a cell."""

@@ -1,5 +1,9 @@
-"""What goes wrong by a user's hand."""
+"""Errors that the command line tells in one line."""
 
 
-class UserError(Exception):
-    """Bad input: the message is the one line a user reads (what, expected, next step); exit code 2."""
+class ReportedError(Exception):
+    """A failure that a person can act on: the message is the one line that the command line prints; exit code 2."""
+
+
+class UserError(ReportedError):
+    """Bad input: the message says what is wrong, what is expected and the next step."""

@@ -11,6 +11,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from r3l.config.errors import ReportedError
 from r3l.config.schema import Action
 
 FloatArray = NDArray[np.float32]
@@ -25,7 +26,7 @@ CameraSettings = dict[str, tuple[float, ...]]
 """What a camera is set to, by name; what goal images and a run must have in common."""
 
 
-class RobotError(RuntimeError):
+class RobotError(ReportedError, RuntimeError):
     """A robot cannot do what was asked; the message says what, what was expected and the next step."""
 
 

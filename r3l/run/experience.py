@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from r3l.config.errors import ReportedError
 from r3l.robot.base import FloatArray, Image
 
 SCHEMA_VERSION = 1
@@ -48,7 +49,7 @@ CREATE TABLE IF NOT EXISTS observation (
 """
 
 
-class StoreError(RuntimeError):
+class StoreError(ReportedError, RuntimeError):
     """The experience store cannot be used; the message says why and what to do."""
 
 

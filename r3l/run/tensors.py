@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
+from r3l.config.errors import ReportedError
 from r3l.run.files import GIB, one_line, open_sized, write_file
+
+if TYPE_CHECKING:  # torch is imported on use: `r3l status` does without it
+    import torch
+    from torch import Tensor
 
 MAX_TENSOR_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES = 8 * GIB, 4096, 256
 
 
-Tensors = dict[str, Tensor]
+Tensors: TypeAlias = "dict[str, Tensor]"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ReportedError, RuntimeError):
     """A checkpoint cannot be used; the message says which and why."""
 
 
 def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
     """Write tensors and JSON into one safetensors file, atomically."""
+    from safetensors.torch import save
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_file(path, save(contiguous, {"meta": json.dumps(meta)}))
 
@@ -46,12 +50,14 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 def require_finite(tensors: Tensors) -> None:
     """Raise CheckpointError naming the first tensor with a number that is not finite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"tensor {name} holds numbers that are not finite; no checkpoint of it is kept")
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> Tensors:
     """Return an optimiser's state as tensors named INDEX.KEY, its parameters counted in order."""
+    import torch
+
     state = optimiser.state_dict()["state"]
     return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
 

@@ -7,15 +7,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from r3l.config.errors import UserError
 from r3l.robot.base import FloatArray, Truth
 from r3l.robot.rig import Rig, rig_problems
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Values = NDArray[np.float64]
 
