@@ -19,7 +19,7 @@ from benchmarks.figures import exit_code, parse, plain_parser
 from benchmarks.learning import RECORDS, RUNS
 from benchmarks.record import Record, judged, load_record
 from r3l.evaluation.report.visits import connect, read_frames
-from r3l.models.judge import fit_after_exploration
+from r3l.models.judge_training import fit_after_exploration
 from r3l.models.networks import channels_first
 from r3l.models.torch_setup import tune_process
 from r3l.run.directory import Run

@@ -19,7 +19,7 @@ import torch
 
 from r3l.config.models import ClassifierConfig, JudgeConfig, NoveltyConfig, SACConfig, VAEConfig
 from r3l.config.schema import Check, ChecksConfig, Config, PhasesConfig, SupervisionConfig
-from r3l.models.judge import Examples, fit
+from r3l.models.judge_training import Examples, fit
 from r3l.models.networks import channels_first
 from r3l.run.directory import Run
 from r3l.run.experience import ExperienceStore, Row

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from r3l.config.models import JudgeConfig
-from r3l.models.judge import Examples, Judge, calibrate, fit
+from r3l.models.judge import Judge
+from r3l.models.judge_training import Examples, calibrate, fit
 from r3l.models.networks import channels_first
 from r3l.run.tensors import CheckpointError
 

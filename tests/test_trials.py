@@ -22,7 +22,8 @@ from r3l.evaluation.statistics import difference
 from r3l.evaluation.trials import make_trials
 from r3l.evaluation.trials_folder import Trial, Trials, TrialsFolder
 from r3l.hardware.fake import Fake, from_task
-from r3l.models.judge import Judge, fit_after_exploration
+from r3l.models.judge import Judge
+from r3l.models.judge_training import fit_after_exploration
 from r3l.models.networks import channels_first
 from r3l.robot.base import FloatArray, Image, Observation, RobotError, Trouble
 from r3l.run.directory import Run

@@ -1,4 +1,4 @@
-"""Replay: the newest rows of the experience store in memory, ready to be sampled."""
+"""The replay: the newest rows of the experience store, in memory, for sampling."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Sampled:
     next: Tensor
     """[B, T] int64: the window after the last step followed."""
     rows: Tensor
-    """[B, N] int64: the rows that the steps led to; where the segment was shorter the last one is repeated."""
+    """[B, N] int64: the row after each step; a shorter segment repeats its last row."""
     followed: Tensor
-    """[B, N] float32: 1 for a step followed, 0 for a repetition."""
+    """[B, N] float32: 1 for a followed step, 0 for a repetition."""
 
 
 class Replay:
     """A preallocated ring of rows. Images are stored once, uint8; latents are cached per row.
 
-    `window` rows make one observation of the policies; windows never cross the start of a segment, where the first
-    row is repeated instead.
+    `window` rows make one observation of the policies. A window never crosses the start of a segment: the segment's
+    first row is repeated instead.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Replay:
     ) -> None:
         height, width, channels = image_shape
         self.capacity, self.window, self.device = capacity, window, device
-        # Zeroed by the system page by page, as rows arrive: torch.zeros would touch all of it at once.
+        # The system zeroes this memory page by page, as rows arrive; torch.zeros would touch all of it at once.
         self.images = torch.from_numpy(np.zeros((capacity, channels, height, width), np.uint8))
         self.proprioception = torch.zeros(capacity, actions, device=device)
         self.requested = torch.zeros(capacity, actions, device=device)
@@ -61,7 +61,7 @@ class Replay:
         self._step = np.zeros(capacity, np.int64)
         self._phase = np.zeros(capacity, np.int8)
         self.added = 0
-        """Rows ever added; row n sits at position n % capacity."""
+        """Rows ever added; row n is at position n % capacity."""
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -71,7 +71,7 @@ class Replay:
         return PHASES[self._phase[(self.added - 1) % self.capacity]]
 
     def label(self, row: int) -> tuple[str, int]:
-        """Return the phase and the step of row number `row`, which is still kept."""
+        """Return the phase and the step of row number `row`, which must still be kept."""
         position = row % self.capacity
         return PHASES[self._phase[position]], int(self._step[position])
 
@@ -85,9 +85,9 @@ class Replay:
         return torch.arange(first, self.added, device=self.device) % self.capacity
 
     def add(self, rows: Sequence[Row], latents: Tensor) -> None:
-        """Append rows and their latents [N, Z], N at most the capacity; the oldest give way when the ring is full."""
+        """Append rows and their latents [N, Z], N at most the capacity; a full ring overwrites its oldest rows."""
         places = (self.added + np.arange(len(rows))) % self.capacity
-        images = self.images.numpy()  # whose copies are several times as fast as torch's of other strides
+        images = self.images.numpy()  # NumPy copies other strides several times as fast as torch
         for place, row in zip(places, rows, strict=True):
             images[place] = row.image.transpose(2, 0, 1)
         at = torch.from_numpy(places).to(self.device)
@@ -168,7 +168,7 @@ class Replay:
             found = drawn[fits(drawn)]
             if len(found) >= count:
                 return found[:count]
-            # A rare phase: list what there is.
+            # A rare phase: choose among all its rows.
             every = np.arange(oldest, self.added)
             every = every[fits(every)]
             if len(every):

@@ -1,4 +1,4 @@
-"""Network bodies that the learned models share."""
+"""Network bodies shared by the learned models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def channels_first(images: NDArray[np.uint8]) -> Tensor:
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Build Linear layers of the given sizes with a ReLU between them; the last one is linear."""
+    """Build Linear layers of the given sizes with a ReLU between them; the last layer is linear."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
@@ -47,7 +47,7 @@ class EnsembleMLP(nn.Module):
             self.biases.append(nn.Parameter(torch.empty(members, 1, after).uniform_(-bound, bound)))
 
     def forward(self, inputs: Tensor, *, frozen: bool = False) -> Tensor:
-        """Map [B, I] to [K, B]: the K members' outputs. `frozen` spares the gradient of the parameters."""
+        """Map [B, I] to [K, B], the outputs of K members. `frozen` skips the gradient of the parameters."""
         parameters = [*self.weights, *self.biases]
         if frozen:
             parameters = [parameter.detach() for parameter in parameters]
@@ -56,9 +56,9 @@ class EnsembleMLP(nn.Module):
 
 
 class _Ensemble(torch.autograd.Function):
-    """`EnsembleMLP` with its gradient written out: half of an SAC update is this function.
+    """`EnsembleMLP` with a hand-written gradient: this function is half of an SAC update.
 
-    Working in place and without a graph of its own it takes a fifth less time than autograd's version
+    It works in place, without an autograd graph, and takes a fifth less time than autograd's version
     (`scripts/benchmark speed`). Weights are [K, I, O], biases [K, 1, O].
     """
 
@@ -66,7 +66,7 @@ class _Ensemble(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, layer_norm: bool, *parameters: Tensor) -> Tensor:
         depth = len(parameters) // 2
         weights, biases = parameters[:depth], parameters[depth:]
-        # A contiguous copy per member: batched products over a view of one are twice as slow.
+        # A contiguous copy per member: batched products over an expanded view take twice as long.
         x = inputs.expand(len(weights[0]), *inputs.shape).contiguous()
         layers, saved = [x], []
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -80,7 +80,7 @@ class _Ensemble(torch.autograd.Function):
             layers.append(x)
         ctx.save_for_backward(*layers, *saved, *weights)
         ctx.depth, ctx.layer_norm = depth, layer_norm
-        # Products with one column are several times as slow in a batch.
+        # Products with one column take several times as long in a batch.
         return torch.stack([torch.mv(x[k], weights[-1][k, :, 0]) + biases[-1][k, 0] for k in range(len(x))])
 
     @staticmethod
@@ -107,7 +107,7 @@ class _Ensemble(torch.autograd.Function):
 
 
 def _through_activation(gradient: Tensor, output: Tensor, saved: Sequence[Tensor]) -> Tensor:
-    """Return the gradient before ReLU and, if its `saved` (input, mean, inverse) is given, LayerNorm. Overwrites."""
+    """Return the gradient before ReLU and, if `saved` (input, mean, inverse) is given, before LayerNorm. In place."""
     aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
     if not saved:
         return gradient
@@ -121,7 +121,7 @@ def _through_activation(gradient: Tensor, output: Tensor, saved: Sequence[Tensor
 def _input_gradient(
     gradient: Tensor, layers: Sequence[Tensor], saved: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> Tensor:
-    """Return the inputs' gradient alone: [K, B] to [B, I], skipping zeros: a minimum leaves one member per row."""
+    """Return the gradient of the inputs: [K, B] to [B, I]. Zeros are skipped: a minimum leaves one member per row."""
     total = layers[0].new_zeros(layers[0].shape[1:])
     for member, outer in enumerate(gradient):
         rows = outer.nonzero().squeeze(-1)

@@ -1,4 +1,4 @@
-"""Soft actor-critic: one agent class; the run holds two, the task policy and the perturbation policy."""
+"""Soft actor-critic: one agent class. A run has two agents, the task and the perturbation agent."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Batch:
     next_observation: Tensor
     """[B, F] float32."""
     discount: Tensor
-    """[B] float32: what the value of `next_observation` counts: gamma to the number of steps in `reward`.
+    """[B] float32: the weight of the next value, gamma to the power of the number of steps in `reward`.
 
-    0 would be a terminal; none occurs here: neither a switch of phase nor a time limit ends the world.
+    0 would mark a terminal state. None occurs: neither a switch of phase nor a time limit ends the world.
     """
     image: Tensor | None = None
     """[B, C, H, W] uint8."""
@@ -70,7 +70,7 @@ class Actor(nn.Module):
         self.body = mlp((features, *hidden, 2 * actions))
 
     def features(self, observation: Tensor, image: Tensor | None) -> Tensor:
-        """Join the observation with what the convolutions see: [B, F] to [B, F + O]."""
+        """Append the features of the convolutions to the observation: [B, F] to [B, F + O]."""
         if self.trunk is None:
             return observation
         if image is None:
@@ -84,7 +84,7 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Tensor, image: Tensor | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """Return actions [B, A] in [-1, 1]: of standard normal `noise` [B, A], or the mean without."""
+        """Return actions [B, A] in [-1, 1]: sampled with standard normal `noise` [B, A], or the mean without noise."""
         mean, log_std = self.gaussian(self.features(observation, image))
         if noise is not None:
             mean = mean + noise * log_std.exp()
@@ -109,7 +109,7 @@ def descend(loss: Tensor, parameters: Parameters, optimiser: torch.optim.Optimiz
 
 
 PIXEL_FEATURES = 64
-"""Length of what an agent's own convolutions make of an image."""
+"""Features that an agent's own convolutions make of an image."""
 
 
 def build_actor(observation_size: int, action_size: int, config: SACConfig, image: tuple[int, int] | None) -> Actor:
@@ -142,7 +142,7 @@ class SAC(nn.Module):
         self.target_entropy = config.target_entropy_per_action * action_size
         self._critic_parameters = (*self.critic.parameters(), *(trunk.parameters() if trunk else ()))
         self._actor_parameters = (*self.actor.body.parameters(), self.log_alpha)
-        # Listed once: walking through the modules at each update would take a tenth of its overhead.
+        # Listed once: walking through the modules takes a tenth of an update's overhead.
         self._followed = (
             (tuple(self.target_critic.parameters()), tuple(self.critic.parameters()), config.tau),
             (tuple(self.averaged_actor.parameters()), tuple(self.actor.parameters()), config.averaging),
@@ -159,7 +159,7 @@ class SAC(nn.Module):
         """Make one step on critics, actor and temperature, and move the target critic and the averaged actor.
 
         Args:
-            noise: standard normal [2, B, A]: of the next actions in the target, and of the actor's own.
+            noise: standard normal [2, B, A], for the next actions in the target and for the actor's actions.
         """
         features = self.actor.features(batch.observation, batch.image)
         metrics = self._update_critic(batch, features, noise[0])

@@ -1,4 +1,4 @@
-"""What this process asks of the system."""
+"""Set-up of torch and memory for one process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MADV_POPULATE_WRITE = 23
 
 
 def populate(array: NDArray[np.uint8]) -> bool:
-    """Ask the system for an array's memory, which stays as it is, ahead of its use by another thread.
+    """Request the memory pages of an array before another thread uses them; its contents do not change.
 
-    A virtual machine may take longer to come by memory than to fill it. Return whether this system can do so.
+    A virtual machine may take longer to provide memory than to fill it. Return whether the system supports this.
     """
     first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
@@ -33,11 +33,11 @@ def populate(array: NDArray[np.uint8]) -> bool:
 
 
 def tune_process() -> None:
-    """One thread for each of torch's products, and memory that is kept instead of given back after each of them.
+    """Use one thread per torch operation, and keep freed memory in the process.
 
-    glibc returns blocks above 128 KiB at once and takes page faults to get them again: a third of a small network's
-    update. Threads share one arena, since those of their own give memory back whatever the thresholds say. Where
-    there is no glibc this does nothing.
+    glibc returns blocks above 128 KiB to the system at once; the page faults to get them again take a third of a small
+    network's update. Threads share one arena, since separate arenas return memory regardless of the thresholds.
+    Without glibc this does nothing.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with contextlib.suppress(AttributeError, OSError):
@@ -48,7 +48,7 @@ def tune_process() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device for `auto`, `cpu` or `cuda`; UserError when cuda is asked for and absent."""
+    """Return the torch device for `auto`, `cpu` or `cuda`; UserError if cuda is requested and absent."""
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise UserError("device 'cuda' was asked for and torch finds none; use --device cpu or auto")

@@ -28,9 +28,10 @@ def downsample(images: Tensor, side: int) -> Tensor:
 
 
 def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Return uint8 [B, 3, H, W] in another light each, as float32 in [0, 255].
+    """Return each image of uint8 [B, 3, H, W] in another light, as float32 in [0, 255].
 
-    It is exp(x) times as bright, x even in ±`amount`, and each colour exp(y) times by itself, y even in ±`amount` / 3.
+    Brightness is scaled by exp(x), x uniform in ±`amount`; each colour is also scaled by exp(y), y uniform in
+    ±`amount` / 3.
     """
     whole = 2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1
     colours = 2 * torch.rand(len(images), 3, 1, 1, generator=generator) - 1
@@ -39,13 +40,13 @@ def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tenso
 
 
 class MeanPlaces(nn.Module):
-    """Where each feature map is: the mean place of its softmax, [B, K, H, W] to [B, 2K] in [-1, 1].
+    """The position of each feature map, the mean of its softmax: [B, K, H, W] to [B, 2K] in [-1, 1].
 
     Source: Finn et al. 2016, "Deep Spatial Autoencoders for Visuomotor Learning", section IV-A.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return rows, then columns."""
+        """Return row positions, then column positions."""
         count, height, width = maps.shape[1:]
         share = torch.softmax(maps.flatten(2), -1).view(-1, count, height, width)
         rows = (share.sum(3) * torch.linspace(-1, 1, height, device=maps.device)).sum(2)
@@ -54,7 +55,7 @@ class MeanPlaces(nn.Module):
 
 
 def keypoint_head(maps: int, outputs: int) -> nn.Sequential:
-    """Build what turns an image into `outputs` numbers by way of the places of `maps` learned features."""
+    """Build a network from an image to `outputs` numbers through the positions of `maps` learned features."""
     return nn.Sequential(
         nn.Conv2d(3, maps, 5, stride=2, padding=2),
         nn.ReLU(),
@@ -72,10 +73,10 @@ class VAE(nn.Module):
     """Convolutional VAE whose decoder also sees the proprioception.
 
     Source: Kingma & Welling 2014, equation 10; R3L (Zhu et al. 2020), section 4.3. Deviations: the decoder is
-    conditioned on proprioception (`conditional`), which the robot measures anyway: what is left for z is the world;
-    the encoder adds up plain convolutions, which say what is there, and `keypoints`, which say where; what is drawn is
-    a frame a step or two away (`neighbours`), where the fingers are elsewhere and the world is much the same; what is
-    encoded may be in another light than what is drawn (`jitter`).
+    conditioned on proprioception (`conditional`), which the robot measures, so that z encodes the rest of the world;
+    the encoder adds plain convolutions, which encode what is visible, and `keypoints`, which encode positions; the
+    decoder draws a frame a step or two away (`neighbours`), where the fingers moved and the world hardly changed; the
+    encoded image may have another light than the drawn one (`jitter`).
     """
 
     def __init__(self, config: VAEConfig, proprioception_size: int) -> None:
@@ -120,7 +121,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, diagnostic: Tensor | None = None) -> Tensor:
-        """Return the posterior mean: uint8 [B, 3, H, W] to float32 [B, Z]. `diagnostic` is never looked at."""
+        """Return the posterior mean: uint8 [B, 3, H, W] to float32 [B, Z]. `diagnostic` is ignored."""
         return self.posterior(images)[0]
 
     def decode(self, latents: Tensor, proprioception: Tensor) -> Tensor:
@@ -132,10 +133,10 @@ class VAE(nn.Module):
         """Return the negative evidence lower bound, up to constants, and its parts.
 
         Args:
-            seen: images to encode, [B, 3, H, W] of 0 to 255.
-            drawn: images to decode, uint8 [B, 3, H, W]: the same, or neighbours.
-            proprioception: float32 [B, P], where the fingers are in `drawn`.
-            noise: standard normal [B, Z], the reparameterisation's.
+            seen: images to encode, [B, 3, H, W] in [0, 255].
+            drawn: images to draw, uint8 [B, 3, H, W]: the same ones, or neighbours.
+            proprioception: joint positions in `drawn`, float32 [B, P].
+            noise: standard normal [B, Z], for the reparameterisation.
         """
         mean, log_variance = self.posterior(seen)
         latents = mean + noise * (0.5 * log_variance).exp()

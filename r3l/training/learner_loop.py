@@ -15,7 +15,8 @@ from r3l.learner.judged_episodes import JudgedEpisodes
 from r3l.learner.learner import Learner
 from r3l.learner.reward_health import Health, Learning
 from r3l.learner.rollback import Recovery
-from r3l.models.judge import fit_after_exploration, load_judge
+from r3l.models.judge import load_judge
+from r3l.models.judge_training import fit_after_exploration
 from r3l.models.networks import channels_first
 from r3l.models.torch_setup import pick_device
 from r3l.robot.scripted_moves import leaves_a_core
