@@ -20,11 +20,11 @@ from conftest import RunMaker, tiny
 
 import r3l.cli.main
 import r3l.cli.settings
-import r3l.models.judge_training
 from r3l.cli.main import COMMANDS, main
 from r3l.config.convert import to_dict
 from r3l.config.models import JudgeConfig
 from r3l.config.presets import PRESETS, VARIANTS
+from r3l.models import judge_training
 from r3l.run.directory import FORMAT_VERSION, Run
 from r3l.run.tensors import CheckpointError
 
@@ -336,9 +336,8 @@ def test_options_come_after_the_config_file_and_set() -> None:
 def test_a_whole_run_from_goal_images_to_the_report(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "r3l.models.judge_training.fit", functools.partial(r3l.models.judge.fit, config=JudgeConfig(updates=20))
-    )
+    quick = functools.partial(judge_training.fit, config=JudgeConfig(updates=20))
+    monkeypatch.setattr("r3l.models.judge_training.fit", quick)
     assert main(["goals", "valve", "--robot", "fake", "--count", "40"]) == 0
     assert "goal images for training and 8 held out are in goals/valve" in capsys.readouterr().out
     Path("quick.json").write_text(json.dumps(QUICK))
