@@ -27,10 +27,10 @@ from r3l.robot import (
 from r3l.task import Task
 
 from ..camera.settings import settings_of_images
-from .eye import Eye
-from .farewell import Farewell, undisturbed
+from .exit_handler import ExitHandler, signals_blocked
 from .hand import Hand
 from .rig import ClawRig, read_rig_for
+from .vision import Vision
 
 if TYPE_CHECKING:
     from ..camera.camera import Camera
@@ -53,9 +53,9 @@ class DClaw(Robot):
         joints = tuple(drive.joint for drive in rig.drives)
         self._spec = RobotSpec(joints, rig.control_hz, camera or CameraSpec())
         self._schedule = Schedule(1 / rig.control_hz, sleep=sleep)
-        self._farewell = Farewell(self.close)
-        self._eye = Eye(rig.camera, self._spec)
-        self.identical_frames = self._eye.identical_frames
+        self._exit_handler = ExitHandler(self.close)
+        self._vision = Vision(rig.camera, self._spec)
+        self.identical_frames = self._vision.identical_frames
         self._is_connected = self._is_moving = False
 
     @property
@@ -65,9 +65,9 @@ class DClaw(Robot):
     @property
     def camera(self) -> Camera:
         """Its camera. RobotError where it has none."""
-        if self._eye.camera is None:
+        if self._vision.camera is None:
             raise RobotError("the hand has no camera; set camera.source in its rig")
-        return self._eye.camera
+        return self._vision.camera
 
     @property
     def punctuality(self) -> Punctuality:
@@ -83,15 +83,15 @@ class DClaw(Robot):
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        return (*self.hand.troubles, *self._eye.troubles)
+        return (*self.hand.troubles, *self._vision.troubles)
 
     def connect(self) -> None:
         if self._is_connected:
             raise RobotError("the hand is already connected; close it first")
-        self._farewell.arm()
+        self._exit_handler.arm()
         self._is_connected = True
         try:
-            self._eye.open()
+            self._vision.open()
             self.hand.open()
         except BaseException:
             with contextlib.suppress(RobotError):  # what was wrong first tells more
@@ -104,7 +104,7 @@ class DClaw(Robot):
             self._schedule.wait_to_observe()
             self._is_moving = False
         joint_rad = self.hand.measure().joint_rad.copy()
-        return Observation(self._eye.see(joint_rad), joint_rad, time.monotonic(), np.zeros(0, np.float32))
+        return Observation(self._vision.see(joint_rad), joint_rad, time.monotonic(), np.zeros(0, np.float32))
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         self._require_connection()
@@ -130,12 +130,12 @@ class DClaw(Robot):
     def close(self) -> None:
         self._schedule.forget()
         self._is_connected = self._is_moving = False
-        with undisturbed():
+        with signals_blocked():
             try:
                 self.hand.close()
             finally:
-                self._eye.close()
-                self._farewell.disarm()
+                self._vision.close()
+                self._exit_handler.disarm()
 
     def relax_for(self) -> None:
         """Open the port and take torque off whatever answers; the hand need not be whole for it."""

@@ -1,4 +1,4 @@
-"""The hand's eye: its camera, or a picture of its joints where it has none."""
+"""The hand's image source: its camera, or a drawing of its joints if it has no camera."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 BACKGROUND, BAR = (40, 44, 52), (220, 160, 60)
 
 
-class Eye:
-    """Sees. Without a camera nothing can be learned from what it shows."""
+class Vision:
+    """The camera image, or a drawing of the joints if there is no camera."""
 
     def __init__(self, settings: CameraSettings, spec: RobotSpec) -> None:
-        """Take a camera; UserError where the extra for it is not installed."""
+        """Use the camera of `settings`; UserError if the extra for cameras is not installed."""
         self._spec = spec
         self.camera = _camera(settings, spec) if settings.source else None
         self._image: Image = np.zeros((spec.camera.height, spec.camera.width, 3), np.uint8)
@@ -29,16 +29,16 @@ class Eye:
 
     @property
     def identical_frames(self) -> Literal["never", "often"]:
-        """A camera has its noise, joints that rest do not."""
+        """A camera has noise; a drawing of joints at rest has none."""
         return "never" if self.camera else "often"
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """What was wrong when somebody looked last: too old a frame is left out."""
+        """The camera's trouble at the newest image: a frame that is too old is left out."""
         return (Trouble("camera", "skip", self._trouble),) if self._trouble else ()
 
     def open(self) -> None:
-        """Open the camera; RobotError where it shows nothing."""
+        """Open the camera; RobotError if it gives no frame."""
         self._trouble = ""
         if self.camera is not None:
             self.camera.open()
@@ -49,7 +49,7 @@ class Eye:
             self.camera.close()
 
     def see(self, joint_rad: FloatArray) -> Image:
-        """Return the newest image, [H, W, 3], which `troubles` says when it is too old."""
+        """Return the newest image [H, W, 3]; `troubles` tells if it is too old."""
         if self.camera is None:
             return draw_joints(joint_rad, self._spec)
         frame, self._trouble = self.camera.newest(), self.camera.trouble()
@@ -67,7 +67,7 @@ def _camera(settings: CameraSettings, spec: RobotSpec) -> Camera:
 
 
 def draw_joints(joint_rad: FloatArray, spec: RobotSpec) -> Image:
-    """Draw a bar per joint, from the bottom where it is at its lower limit to the top at its upper one: [H, W, 3]."""
+    """Draw a bar per joint, empty at the joint's lower limit and full at its upper limit: [H, W, 3]."""
     height, width = spec.camera.height, spec.camera.width
     image = np.full((height, width, 3), BACKGROUND, np.uint8)
     share = (np.nan_to_num(joint_rad) - spec.lower_rad) / (spec.upper_rad - spec.lower_rad)

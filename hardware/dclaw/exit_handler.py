@@ -1,4 +1,4 @@
-"""A farewell: what is done when this process is told to end, or simply ends, before a robot was closed."""
+"""The exit handler: closes a robot that is still open when the process ends."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 ENDING = (signal.SIGINT, *SIGNALS)
 
 
-class Farewell:
-    """Calls `close` at the process's end. SIGTERM and SIGHUP end it in order, where nobody else handles them.
+class ExitHandler:
+    """Calls `close` when the process ends. SIGTERM and SIGHUP end the process in order if no other handler is set.
 
-    Python lets only the main thread handle signals: who connects a robot in another one has no farewell but the end of
-    the program. Each farewell knows the one before it, so that several robots are all closed.
+    Python handles signals in the main thread alone: a robot that another thread connects is closed at the program's end
+    only. Each handler calls the handler before it, so that several robots are all closed.
     """
 
     def __init__(self, close: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Farewell:
         self._is_armed = False
 
     def arm(self) -> None:
-        """Begin to listen; safe to call twice."""
+        """Install the handlers; safe to call twice."""
         if self._is_armed:
             return
         self._is_armed = True
@@ -38,12 +38,12 @@ class Farewell:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                if before is signal.SIG_DFL or isinstance(getattr(before, "__self__", None), Farewell):
+                if before is signal.SIG_DFL or isinstance(getattr(before, "__self__", None), ExitHandler):
                     self._before[number] = before
                     signal.signal(number, self._end)
 
     def disarm(self) -> None:
-        """Listen no longer; safe to call twice."""
+        """Remove the handlers; safe to call twice."""
         self._is_armed = False
         atexit.unregister(self._at_exit)
         if threading.current_thread() is threading.main_thread():
@@ -57,7 +57,7 @@ class Farewell:
             self._close()
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        """Close this robot and those armed before, then end: a thread that drives one may not hold that up."""
+        """Close this robot and those armed before, then end, whatever a thread that drives a robot does."""
         before = self._before.get(number)
         if self._is_armed:
             self._at_exit()
@@ -67,8 +67,8 @@ class Farewell:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Keep signals that end a process waiting: a second one must not break off what the first one began."""
+def signals_blocked() -> Iterator[None]:
+    """Block signals that end the process: a second signal must not interrupt the handling of the first one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
