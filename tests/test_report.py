@@ -198,7 +198,8 @@ def test_killed_run_shows_what_it_has_and_says_what_is_missing(tmp_path: Path) -
     assert section(text, "coverage").count("<img") >= 2
     assert "190 of" not in text
     assert ">190<" in text
-    assert "running" in text
+    assert '<span class="badge warn">interrupted</span>' in text
+    assert "r3l train --resume" in text.split("</header>")[0]
 
 
 def test_damaged_file_costs_its_section_alone(finished: Run, tmp_path: Path) -> None:

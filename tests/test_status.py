@@ -24,7 +24,7 @@ from conftest import RunMaker, make_row, tiny
 from r3l.cli import status
 from r3l.cli.status import collect, describe, show
 from r3l.cli.status_page import render
-from r3l.cli.status_view import look
+from r3l.cli.status_view import read_view
 from r3l.config.errors import UserError
 from r3l.config.schema import MANY, Config, PhasesConfig
 from r3l.run.directory import Run
@@ -57,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture(autouse=True)
 def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "LOOK_S", 0.1)
+    monkeypatch.setattr(status, "RATE_INTERVAL_S", 0.1)
 
 
 def fill(run: Run, rows: int, episode: int = 11, *, pause_s: float = 0.0) -> ExperienceStore:
@@ -81,7 +81,7 @@ def test_a_run_in_sync_mode_is_described_after_its_end(tmp_path: Path, make_run:
     run = make_run(tmp_path / "run", tiny(sync=True, steps=90))
     train(run)
     found = collect(run)
-    assert (found["state"], found["steps"], found["total_steps"]) == ("ended", 90, 90)
+    assert (found["state"], found["steps"], found["total_steps"]) == ("finished", 90, 90)
     assert found["robot_hours"] == pytest.approx(90 / 10 / 3600)
     assert found["checkpoint_step"] == 90
     assert found["disk"]["used_bytes"] > 90 * 64 * 64 * 3
@@ -130,15 +130,16 @@ def test_a_dead_supervisor_is_not_running_whatever_the_board_says(run: Run) -> N
     with running(run, actor__pid=1):
         assert collect(run)["state"] == "running"
     found = collect(run)
-    assert found["state"] == "not running"
-    assert found["reason"] == f"it ended without a word; go on with r3l train --resume {run.folder}"
+    assert found["state"] == "interrupted"
+    assert found["sentence"].endswith(f"r3l train --resume {run.folder}")
+    assert found["sentence"] in " ".join(render(found).split())
     assert set(found["processes"]) == {"supervisor"}
     with subprocess.Popen(["true"]) as process:
         process.wait()
     (run.folder / "lock").write_text(str(process.pid))
     shared = SharedStatus(run.shared)
     shared["supervisor.pid"] = process.pid
-    assert collect(run)["state"] == "not running"
+    assert collect(run)["state"] == "interrupted"
 
 
 def test_a_lock_that_outlives_its_supervisor_is_no_supervisor(run: Run) -> None:
@@ -220,7 +221,7 @@ def test_a_fast_run_has_more_recent_rows_than_are_read(run: Run) -> None:
 
 
 def test_the_rate_of_updates_is_seen_in_two_looks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "LOOK_S", 0.5)
+    monkeypatch.setattr(status, "RATE_INTERVAL_S", 0.5)
     with running(run) as shared:
         is_over = threading.Event()
 
@@ -230,10 +231,10 @@ def test_the_rate_of_updates_is_seen_in_two_looks(run: Run, monkeypatch: pytest.
 
         thread = threading.Thread(target=learn)
         thread.start()
-        first = look(run)
+        first = read_view(run)
         rate = collect(run)["updates_per_s"]
         assert 30 < rate < 110
-        assert describe(look(run), first)["updates_per_s"] == pytest.approx(rate, rel=0.4)
+        assert describe(read_view(run), first)["updates_per_s"] == pytest.approx(rate, rel=0.4)
         is_over.set()
         thread.join()
         assert collect(run)["updates_per_s"] == 0.0

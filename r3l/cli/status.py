@@ -1,4 +1,4 @@
-"""Status: how a run is doing, for people and for programs."""
+"""`r3l status`: the progress and health of a run as JSON values or as a page."""
 
 from __future__ import annotations
 
@@ -9,52 +9,50 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from r3l.cli.status_page import WIDTH, render
-from r3l.cli.status_view import Record, RunView, look
+from r3l.cli.status_view import RunView, read_view
 from r3l.config.schema import MANY
 from r3l.run import files
 from r3l.run.directory import Run
 from r3l.run.disk_space import RESERVE_BYTES, folder_bytes, forecast, quota_bytes, room_left
 from r3l.run.experience import PHASES
+from r3l.run.state import wall_s
 from r3l.training.shared_status import PROCESSES, SLOTS, State
 
 Values = dict[str, Any]
-"""JSON values by name; None where nothing is known."""
-LOOK_S, WATCH_S = 0.5, 1.0
-"""Between two looks at a run for its rates, and while somebody watches."""
-WATCHED_LOOKS = 10
-"""Looks over which rates are taken while somebody watches."""
+"""JSON values by name; None where a value is unknown."""
+RATE_INTERVAL_S, WATCH_INTERVAL_S = 0.5, 1.0
+"""Seconds between the two views that give a rate of updates, and between two pages with --watch."""
+WATCHED_VIEWS = 10
+"""Views over which --watch takes the rate of updates."""
 EVENTS = 5
 MIN_WIDTH = 40
 WORDS = {State.PAUSED: "paused", State.RELAXED: "relaxed", State.STARTING: "starting", State.ABSENT: "starting"}
 WAITS = (State.LEARNER_AWAY, State.DISK_FULL, State.CHECK_FAILED, State.STUCK)
-"""What an actor waits for that may not come by itself."""
-ENDS = {"end": "ended", "stop": "stopped", "failed": "failed"}
-"""Kinds of events that end a run, and the words for it."""
+"""Actor states that may need people to end them."""
 
 
 def show(run: Run, *, watch: bool, as_json: bool) -> int:
-    """Print how a run is doing, with `watch` anew every second until Ctrl-C; return the exit code."""
-    looks: deque[RunView] = deque(maxlen=WATCHED_LOOKS)
+    """Print the status of a run, every second until Ctrl-C with `watch`; return the exit code."""
+    views: deque[RunView] = deque(maxlen=WATCHED_VIEWS)
     with suppress(KeyboardInterrupt):
         while True:
-            looks.append(look(run))
-            found = describe(looks[-1], looks[0] if watch else None)
+            views.append(read_view(run))
+            found = describe(views[-1], views[0] if watch else None)
             page = json.dumps(found, indent=None if watch else 2) if as_json else render(found, _columns())
             if not watch:
                 print(page)
                 break
             _redraw(page, is_line=as_json)
-            time.sleep(WATCH_S)
+            time.sleep(WATCH_INTERVAL_S)
     return 0
 
 
 def _columns() -> int:
-    """Return how wide the page may be."""
+    """Return the width of the page in characters."""
     columns: int = shutil.get_terminal_size().columns
     return max(min(WIDTH, columns), MIN_WIDTH)
 
@@ -62,21 +60,18 @@ def _columns() -> int:
 def _redraw(page: str, *, is_line: bool) -> None:
     if sys.stdout.isatty() and not is_line:
         page = "\n".join(page.split("\n")[: shutil.get_terminal_size().lines - 1])
-        # To the top, every line to its end, then what is left of the screen: nothing flickers.
+        # Overwrite line by line from the top, then clear the rest of the screen: this avoids flicker.
         page = "\x1b[H" + page.replace("\n", "\x1b[K\n") + "\x1b[K\x1b[J"
     print(page, end="\n" if is_line else "\n\n", flush=True)
 
 
 def collect(run: Run) -> Values:
-    """Return how a run is doing as JSON values: any run, running or not, by processes or in sync mode.
-
-    Takes half a second more where the run is running, to see how fast it goes.
-    """
-    return describe(look(run))
+    """Return the status of any run as JSON values; takes half a second longer for a run that is running."""
+    return describe(read_view(run))
 
 
 def describe(now: RunView, before: RunView | None = None) -> Values:
-    """Return what a look says, with rates since an earlier one; without that the run is looked at once more."""
+    """Return a view as JSON values, with rates since `before`; without `before` a second view is read for the rates."""
     config, steps = now.run.config, now.steps
     word, reason = _state(now)
     return {
@@ -86,13 +81,15 @@ def describe(now: RunView, before: RunView | None = None) -> Values:
         "time_epoch_s": now.time_s,
         "state": word,
         "reason": reason,
+        "sentence": now.state.sentence,
         "phase": _phase(now),
         "steps": steps,
         "total_steps": config.steps if config.steps < MANY else None,
+        "plan": now.state.plan,
         "steps_per_s": now.steps_per_s,
         "robot_hours": steps / now.task.rig.control_hz / 3600 if now.task and steps is not None else None,
         "wall_hours": _wall_hours(now),
-        "ends_epoch_s": _end(now),
+        "ends_epoch_s": _end_epoch_s(now),
         "updates": _whole(now.shared.get("learner.updates")),
         "updates_per_s": _updates_per_s(now, before),
         "update_ratio": _update_ratio(now),
@@ -118,24 +115,16 @@ def describe(now: RunView, before: RunView | None = None) -> Values:
 
 
 def _state(now: RunView) -> tuple[str, str | None]:
-    """Return a word for what the run does, and a reason where the word needs one."""
-    if now.pid is None:
-        return _end_state(now)
+    """Return the run's state in a word, told apart by its actor's state while it runs, and the reason for it."""
+    if not now.state.is_running:
+        return str(now.state.word), now.state.reason
     if now.run.config.sync:
         return "running", None
     actor = _state_of(now, "actor")
     if actor in WORDS:
         return WORDS[actor], None
-    reason = None if actor == State.ACTING else _words(actor)
+    reason = {State.ACTING: None, State.ENDED: "finishing"}.get(actor, _words(actor))
     return "waiting" if actor in WAITS else "running", reason
-
-
-def _end_state(now: RunView) -> tuple[str, str | None]:
-    last: Record = next((event for event in reversed(now.events) if event.get("kind") in ("start", *ENDS)), {})
-    kind = last.get("kind")
-    if kind == "start":
-        return "not running", f"it ended without a word; go on with r3l train --resume {now.run.folder}"
-    return ENDS.get(str(kind), "not started"), str(last.get("message")) if kind == "failed" else None
 
 
 def _state_of(now: RunView, process: str) -> State:
@@ -153,35 +142,14 @@ def _phase(now: RunView) -> str | None:
 
 
 def _wall_hours(now: RunView) -> float | None:
-    """Return the hours for which the run ran in all, without those between an end and the next start."""
-    total_s = 0.0
-    began: float | None = None
-    seen: float | None = None
-    for event in now.events:
-        moment = _moment(event)
-        if moment is None:
-            continue
-        if began is not None and seen is not None and event.get("kind") in ("start", *ENDS):
-            # What crashed ran at least until the last that is known of it.
-            total_s += (seen if event["kind"] == "start" else moment) - began
-            began = None
-        if event.get("kind") == "start":
-            began = moment
-        seen = moment
-    if began is not None and seen is not None:
-        stored = now.rows[0]["written_s"] if now.rows else seen
-        total_s += (now.time_s if now.pid is not None else max(seen, stored)) - began
-    return None if seen is None else total_s / 3600
+    """Return the hours for which the run ran, without the pauses between its starts."""
+    written_s = [row["written_s"] for row in reversed(now.rows)]
+    seconds = wall_s(now.events, written_s, now.time_s if now.state.is_running else None)
+    return None if seconds is None else seconds / 3600
 
 
-def _moment(event: Record) -> float | None:
-    with suppress(ValueError, OverflowError):
-        return datetime.fromisoformat(str(event.get("time"))).timestamp()
-    return None
-
-
-def _end(now: RunView) -> float | None:
-    """Return when the run ends, by its deadline or its steps, whichever comes first."""
+def _end_epoch_s(now: RunView) -> float | None:
+    """Return when the run ends, by its deadline or by its steps, whichever comes first."""
     ends = [now.live["deadline_epoch_s"]] if now.live.get("deadline_epoch_s") else []
     if now.steps is not None and now.steps_per_s and now.run.config.steps < MANY:
         ends.append(now.time_s + max(now.run.config.steps - now.steps, 0) / now.steps_per_s)
@@ -192,12 +160,12 @@ def _updates_per_s(now: RunView, before: RunView | None) -> float | None:
     if not now.live:
         return None
     if before is None or before is now:
-        time.sleep(LOOK_S)
-        before, now = now, look(now.run)
-    updates = [each.live.get("learner.updates") for each in (before, now)]
-    if updates[0] is None or updates[1] is None or now.time_s <= before.time_s:
+        time.sleep(RATE_INTERVAL_S)
+        before, now = now, read_view(now.run)
+    first, last = (view.live.get("learner.updates") for view in (before, now))
+    if first is None or last is None or now.time_s <= before.time_s:
         return None
-    return max(updates[1] - updates[0], 0.0) / (now.time_s - before.time_s)
+    return max(last - first, 0.0) / (now.time_s - before.time_s)
 
 
 def _update_ratio(now: RunView) -> float | None:
@@ -219,13 +187,13 @@ def _success(now: RunView) -> Values:
 
 
 def _reward(now: RunView) -> Values:
-    """Return the success classifier's last check, and whether an event said that something is wrong with it."""
+    """Return the newest check of the success classifier, and the reward events that are not over."""
     step, auc = now.newest("health/auc")
     held_out, elsewhere = (now.newest(f"health/{name}")[1] for name in ("held_out", "elsewhere"))
     last = {str(event.get("kind")): str(event.get("message")) for event in now.events}
     ill = [kind for kind, message in last.items() if kind.startswith("reward-") and not message.startswith("over")]
     return {
-        "word": None if auc is None else "ill" if ill else _wellness(now, auc, held_out, elsewhere),
+        "word": None if auc is None else "ill" if ill else _health(now, auc, held_out, elsewhere),
         "ill": [kind.removeprefix("reward-") for kind in ill],
         "step": step,
         "auc": auc,
@@ -234,15 +202,15 @@ def _reward(now: RunView) -> Values:
     }
 
 
-def _wellness(now: RunView, auc: float, held_out: float | None, elsewhere: float | None) -> str:
-    """Return whether a classifier of which no event tells ill is well, or has still time to become so."""
+def _health(now: RunView, auc: float, held_out: float | None, elsewhere: float | None) -> str:
+    """Return a word for a classifier without a reward event: one that is not yet well may still have time to learn."""
     health = now.run.config.health
     is_well = auc >= health.min_auc and (elsewhere or 0.0) <= health.max_elsewhere * (held_out or 0.0)
     return "well" if is_well else "not yet well"
 
 
 def _timing(now: RunView) -> Values:
-    """Return how commands kept their time; nothing where none is kept."""
+    """Return how many commands were on time; None for a robot without a clock of its own."""
     names = ("actor.commands", "actor.on_time", "actor.overruns", "actor.worst_late_s")
     commands, on_time, overruns, worst_late_s = (now.shared.get(name) for name in names)
     is_kept = bool(on_time or overruns)
@@ -260,7 +228,7 @@ def _safety(now: RunView) -> Values:
 
 
 def _vitals(now: RunView) -> Values | None:
-    """Return how the robot's actuators feel; None where nobody knows."""
+    """Return the actuators' temperature, current and voltage; None if the robot does not measure them."""
     found = {name: now.live.get(f"actor.{name}", 0.0) for name in ("hottest_c", "current_a", "voltage_v")}
     return found if found["hottest_c"] else None
 
@@ -283,7 +251,7 @@ def _checkpoint_step(run: Run) -> int | None:
 
 
 def _processes(now: RunView) -> Values:
-    found: Values = {"supervisor": {"pid": now.pid, "rss_bytes": _rss_bytes(now.pid)}}
+    found: Values = {"supervisor": {"pid": now.state.pid, "rss_bytes": _rss_bytes(now.state.pid)}}
     for process in PROCESSES if now.live else ():
         pid = _whole(now.live.get(f"{process}.pid")) or None
         found[process] = {

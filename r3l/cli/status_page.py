@@ -1,4 +1,4 @@
-"""The page that shows people how a run is doing: plain text, 80 columns or as many as there are."""
+"""The page of `r3l status`: the status of a run as plain text of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from contextlib import suppress
 from typing import Any
 
 from r3l.run.disk_space import GIB, MIB
+from r3l.run.state import Word
 
 WIDTH, LABEL = 80, 11
 MIN_FOLDER = 20
-"""So much of a long path's end stays, however long the state is."""
-NOTHING = "-"
+"""Characters that stay of a long path, however long the state is."""
+UNKNOWN = "-"
+ENDED = set(Word) - {Word.RUNNING, Word.NOT_STARTED}
+"""States whose sentence says what happened and how to go on."""
 
 
 def render(found: Mapping[str, Any], width: int = WIDTH) -> str:
-    """Return the page of what `r3l.cli.status.collect` found, at most so many columns wide."""
+    """Return the page for the values of `r3l.cli.status.collect`, at most `width` columns wide."""
     lines = [_head(found, width)]
     for name, text in _lines(found):
-        label, indent = f"{name:<{LABEL}}", " " * LABEL
-        lines += textwrap.wrap(plain(text), width, initial_indent=label, subsequent_indent=indent)
+        wrapper = textwrap.TextWrapper(width, f"{name:<{LABEL}}", " " * LABEL, break_on_hyphens=False)
+        lines += wrapper.wrap(plain(text))
     lines += [_event(event) for event in found["events"]]
     return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in lines)
 
 
 def plain(text: str) -> str:
-    """Return text on one line, without what a terminal would obey or could not show."""
+    """Return text on one line, with a question mark for each control character."""
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
@@ -38,9 +41,10 @@ def _head(found: Mapping[str, Any], width: int) -> str:
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    total = "until stopped" if found["total_steps"] is None else f"of {_count(found['total_steps'])}"
-    yield "task", f"{found['task']} on {found['robot']}, phase {found['phase'] or NOTHING}"
-    yield "env steps", f"{_count(found['steps'])} {total}, {_figure(found['steps_per_s'], '.1f')}/s"
+    if found["state"] in ENDED:
+        yield "state", found["sentence"]
+    yield "task", f"{found['task']} on {found['robot']}, phase {found['phase'] or UNKNOWN}"
+    yield "env steps", f"{_count(found['steps'])} {found['plan']}, {_figure(found['steps_per_s'], '.1f')}/s"
     yield "time", _time(found)
     ratio = f"{_figure(found['update_ratio'], '.2f')} of {found['wanted_update_ratio']:g} per env step"
     rate = f"{_figure(found['updates_per_s'], '.1f')}/s"
@@ -66,22 +70,18 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _time(found: Mapping[str, Any]) -> str:
-    hours = (
-        f"{_figure(found['robot_hours'], '.2f')} h of env steps, {_figure(found['wall_hours'], '.2f')} h by the clock"
-    )
-    return f"{hours}, ends {_clock(found['ends_epoch_s'])}"
+    robot, wall = (_figure(found[f"{kind}_hours"], ".2f") for kind in ("robot", "wall"))
+    return f"{robot} h of env steps, {wall} h by the clock, ends {_clock(found['ends_epoch_s'])}"
 
 
 def _success(success: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield (
-        "judged",
-        f"{_figure(success['judged'], '.2f')} of new frames, {_figure(success['episodes'], '.2f')} of episodes",
-    )
+    judged, episodes = (_figure(success[name], ".2f") for name in ("judged", "episodes"))
+    yield "judged", f"{judged} of new frames, {episodes} of episodes"
     yield "evaluated", f"{_figure(success['evaluated'], '.2f')} at {_count(success['evaluated_step'])}"
 
 
 def _reward(reward: Mapping[str, Any]) -> str:
-    word = reward["word"] or NOTHING
+    word = reward["word"] or UNKNOWN
     ill = f" ({', '.join(reward['ill'])})" if reward["ill"] else ""
     scores = f"goals {_figure(reward['held_out'], '.2f')}, elsewhere {_figure(reward['elsewhere'], '.2f')}"
     return f"{word}{ill}: ROC-AUC {_figure(reward['auc'], '.2f')}, {scores}, at {_count(reward['step'])}"
@@ -89,7 +89,7 @@ def _reward(reward: Mapping[str, Any]) -> str:
 
 def _checks(checks: Mapping[str, Any]) -> str:
     if all(count is None for count in checks.values()):
-        return NOTHING
+        return UNKNOWN
     failed = ", ".join(f"{_count(count)} {name.replace('_', ' ')}" for name, count in checks.items() if count)
     return failed or "none failed"
 
@@ -104,7 +104,7 @@ def _timing(timing: Mapping[str, Any]) -> str:
 def _processes(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     processes = found["processes"]
     for name, process in processes.items() if processes["supervisor"]["pid"] else ():
-        text = f"process {process['pid'] or NOTHING}, {_size(process['rss_bytes'])}"
+        text = f"process {process['pid'] or UNKNOWN}, {_size(process['rss_bytes'])}"
         if "state" in process:
             text = f"{process['state']}, {_count(process['restarts'])} restarts, {text}"
         yield name if len(processes) > 1 else "run by", text
@@ -125,7 +125,7 @@ def _event(event: Mapping[str, str]) -> str:
 
 
 def _figure(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
+    return UNKNOWN if value is None else format(value, form)
 
 
 def _count(value: float | None) -> str:
@@ -134,13 +134,13 @@ def _count(value: float | None) -> str:
 
 def _size(count: float | None) -> str:
     if count is None:
-        return NOTHING
+        return UNKNOWN
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
 
 
 def _age(seconds: float | None) -> str:
     if seconds is None:
-        return NOTHING
+        return UNKNOWN
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
@@ -148,5 +148,5 @@ def _age(seconds: float | None) -> str:
 
 def _clock(epoch_s: float | None) -> str:
     with suppress(OverflowError, ValueError, OSError):
-        return NOTHING if epoch_s is None else time.strftime("%a %H:%M", time.localtime(epoch_s))
-    return NOTHING
+        return UNKNOWN if epoch_s is None else time.strftime("%a %H:%M", time.localtime(epoch_s))
+    return UNKNOWN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,17 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     return [record for record in read_jsonl(path) if type(record.get("step")) is int and record["step"] >= 0]
 
 
+def read_tail(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """Return the newest records of a JSON-lines file, in order; no file and a damaged line are no record."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - max_bytes, 0))
+            lines = file.read(max_bytes).splitlines()
+    except OSError:
+        return []
+    return _records(lines)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file; a line that holds none, cut off by a crash, is left out.
 
@@ -40,13 +51,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}; move it away") from error
-    records = []
     with file:
-        while line := file.readline(MAX_LINE_BYTES):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                records.append(record)
+        return _records(iter(lambda: file.readline(MAX_LINE_BYTES), b""))
+
+
+def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Return the JSON objects among some lines."""
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
     return records

@@ -42,8 +42,8 @@ class Unblocked:
     __hash__ = None  # type: ignore[assignment]
 
 
-def progress_bar(label: str, unit: str, total: int, done: int = 0, file: Unblocked | None = None) -> tqdm[Any]:
-    """Return a bar of `total` units of which `done` are done; use as a context manager, `update` moves it."""
+def progress_bar(label: str, unit: str, total: int | None, done: int = 0, file: Unblocked | None = None) -> tqdm[Any]:
+    """Return a bar of `total` units, of which `done` are done; None: it has no end. Use it as a context manager."""
     every_s = 0.1 if sys.stderr.isatty() else LOGGED_EVERY_S
     return tqdm(
         total=total, initial=done, unit=unit, desc=label, mininterval=every_s, file=file, dynamic_ncols=file is not None

@@ -16,10 +16,12 @@ from types import FrameType
 from tqdm import tqdm
 
 from r3l.config.errors import UserError
+from r3l.config.schema import MANY
 from r3l.robot.base import RobotError, SimulatedRobot
 from r3l.run.directory import Run
 from r3l.run.jsonl import read_steps
 from r3l.run.progress import Unblocked, progress_bar
+from r3l.run.state import planned_end
 from r3l.task.registry import robot_of
 from r3l.training.control_socket import ControlServer
 from r3l.training.shared_status import PROCESSES, SharedStatus, State, Wanted
@@ -96,12 +98,14 @@ class Supervisor:
 
     def _make_bar(self) -> tqdm[None]:
         done = int(self._shared["actor.steps"])
-        return progress_bar(self._run.folder.name, "step", self._config.steps, done, file=Unblocked(sys.stderr))
+        total = self._config.steps if self._config.steps < MANY else None
+        return progress_bar(self._run.folder.name, "step", total, done, file=Unblocked(sys.stderr))
 
     def _describe_end(self) -> str:
-        if self._deadline_epoch_s is None:
-            return f"up to step {self._config.steps}"
-        return f"until {time.strftime('%a %H:%M', time.localtime(self._deadline_epoch_s))}"
+        steps = self._config.steps
+        if self._deadline_epoch_s is None and steps < MANY:
+            return f"up to step {steps}"
+        return planned_end(MANY, self._deadline_epoch_s)
 
     def _is_over(self) -> bool:
         return (
@@ -197,7 +201,7 @@ class Supervisor:
         if progress != self._progress:
             self._progress = progress
             self._notifier.progress()
-            self._notifier.status(f"step {done} of {self._config.steps}, {state}")
+            self._notifier.status(f"step {done} {planned_end(self._config.steps, self._deadline_epoch_s)}, {state}")
 
     def _evaluate(self) -> None:
         """Evaluate published weights one after the other, in a process of its own beside the run."""
@@ -231,7 +235,7 @@ class Supervisor:
             )
 
     def _end(self) -> str:
-        """End both processes; after a regular end also evaluate what is left and write the report."""
+        """End both processes; after a regular end also evaluate the last weights and write the report."""
         is_regular = self._failure is None and self._shared.wanted is not Wanted.STOP
         if not is_regular:
             self._notifier.stopping()
@@ -245,9 +249,10 @@ class Supervisor:
             self._event("stop", self._where())
             return STOPPED
         self._show()
-        self._finish()
+        self._finish_evaluations()
+        self._event("end", self._where())  # before the report, which says how the run ended
+        self._write_report()
         self._notifier.stopping()
-        self._event("end", self._where())
         return DONE
 
     def _await_end(self) -> None:
@@ -295,8 +300,8 @@ class Supervisor:
     def _is_relaxed(self) -> bool:
         return self._shared.state("actor") in (State.ABSENT, State.ENDED)
 
-    def _finish(self) -> None:
-        """Evaluate the last weights and write the report; a signal skips what is left."""
+    def _finish_evaluations(self) -> None:
+        """Evaluate the last weights; a signal skips what is left."""
         until = time.monotonic() + FINISH_LIMIT_S
         while time.monotonic() < until and not self._asked_again.is_set():
             self._evaluate()
@@ -304,6 +309,9 @@ class Supervisor:
                 break
             self._notifier.progress()
             time.sleep(POLL_S)
+
+    def _write_report(self) -> None:
+        """Write the report, unless a signal skips it."""
         if self._asked_again.is_set():
             return
         report = self._helper("report")

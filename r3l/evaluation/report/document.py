@@ -12,6 +12,7 @@ import numpy as np
 from r3l import __version__
 from r3l.config.convert import to_dict
 from r3l.config.presets import PRESETS
+from r3l.config.schema import MANY
 from r3l.evaluation.report import figures
 from r3l.evaluation.report import html as page
 from r3l.evaluation.report.curves import learning
@@ -21,6 +22,7 @@ from r3l.evaluation.report.summary import Record, RunSummary, duration, read_sum
 from r3l.run.directory import Run
 from r3l.run.files import write_file
 from r3l.run.goals import load_goals
+from r3l.run.state import Word
 
 SHOWN_GOALS, SHOWN_EVENTS = 24, 60
 BEHAVIOURS = {
@@ -56,12 +58,11 @@ def _section(facts: RunSummary, anchor: str, title: str, lead: str, write: Calla
 def header(facts: RunSummary) -> str:
     """Say what the run is, how far it came and how well it does."""
     config, task = facts.config, facts.task
-    word, sentence = facts.state()
-    kind = "good" if word == "finished" else "warn"
-    parts = [f'<h1>{page.escaped(facts.run.folder.name)} <span class="badge {kind}">{word}</span></h1>']
+    state = facts.state
+    kind = "good" if state.word in (Word.FINISHED, Word.ENDED) else "warn"
+    parts = [f'<h1>{page.escaped(facts.run.folder.name)} <span class="badge {kind}">{state.word}</span></h1>']
     parts.append(page.paragraph(f"Task {task.name}: {task.description}. Robot: {config.robot}. Seed {config.seed}."))
-    if sentence:
-        parts.append(page.paragraph(sentence))
+    parts.append(page.paragraph(state.sentence + (" This page shows it as it is so far." if state.is_running else "")))
     readers = facts.truth_readers()
     if readers:
         items = "".join(f"<li>{page.escaped(reader)}</li>" for reader in readers)
@@ -93,7 +94,9 @@ def _tiles(facts: RunSummary) -> list[str]:
         tiles.append(page.tile("Median final error", f"{errors[0]} → {errors[1]}", limit))
     else:
         tiles.append(page.tile("Success", "not known", "no evaluation yet"))
-    tiles.append(page.tile("Env steps", f"{facts.steps:,}", f"of {config.steps:,} planned"))
+    tiles.append(
+        page.tile("Env steps", f"{facts.steps:,}", facts.state.plan + (" planned" if config.steps < MANY else ""))
+    )
     robot_time = duration(facts.steps / hertz)
     tiles.append(page.tile("Robot time", robot_time, f"at {hertz:g} Hz, homing between episodes excluded"))
     wall = facts.wall_s()

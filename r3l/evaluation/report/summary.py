@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from r3l.config.schema import Config
 from r3l.evaluation.report.model_probes import ModelProbes
@@ -18,12 +15,11 @@ from r3l.evaluation.report.visits import MissingError, Visits, display, read_vis
 from r3l.run import files
 from r3l.run.directory import Run
 from r3l.run.jsonl import read_jsonl, read_steps
+from r3l.run.state import RunState, run_state, wall_s
 from r3l.task.base import Task
 from r3l.task.registry import load_task
 
 Record = dict[str, Any]
-FRESH_S = 120.0
-"""A run whose last step is older than this is not running."""
 TRUTH_READERS = (
     ("state", "the policies see the true state of the object instead of images"),
     ("reward", "the task policy learns from the task's true reward instead of goal images"),
@@ -89,38 +85,16 @@ class RunSummary:
         values = {"state": config.state, "reward": config.reward, "phases.between": config.phases.between}
         return [f"{key}: {text}" for key, text in TRUTH_READERS if "diagnostic" in values[key]]
 
-    def state(self) -> tuple[str, str]:
-        """Return how far the run is, in a word and in a sentence."""
-        planned = self.config.steps
-        last = self.events[-1]["kind"] if self.events else ""
-        if not self.steps:
-            return "not started", "No step has been taken yet."
-        if self.steps >= planned:
-            return "finished", ""
-        resume = f"Go on with r3l train --resume {self.run.folder}"
-        if last in ("stop", "end"):
-            return "stopped", f"It stopped at step {self.steps:,} of {planned:,}. {resume}"
-        written = float(self.visited.written_s[-1])
-        if time.time() - written < FRESH_S:
-            return "running", "It is running now: this page shows it as it is so far."
-        when = datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M")
-        return "interrupted", f"It ended without a word: its last step was stored on {when}. {resume}"
+    @cached_property
+    def state(self) -> RunState:
+        """Whether the run is going on, or how it ended."""
+        return run_state(self.run)
 
     def wall_s(self) -> float | None:
-        """Return the seconds for which the run ran, pauses between its starts not counted; None when unknown."""
-        starts = [i for i, event in enumerate(self.events) if event["kind"] == "start"]
-        if not starts or not self.steps:
+        """Return the seconds for which the run ran, without the pauses between its starts; None if unknown."""
+        if not self.steps:
             return None
-        total = 0.0
-        for index, following in zip(starts, [*starts[1:], len(self.events)], strict=True):
-            began = _seconds(self.events[index])
-            ends = [_seconds(event) for event in self.events[index:following] if event["kind"] in ("end", "stop")]
-            until = _seconds(self.events[following]) if following < len(self.events) else np.inf
-            written = self.visited.written_s
-            stored = written[(written >= began) & (written <= until)]
-            ended = ends[-1] if ends else max(stored.max(initial=began), began)
-            total += ended - began
-        return total
+        return wall_s(self.events, self.visited.written_s.tolist(), time.time() if self.state.is_running else None)
 
     def safety(self) -> dict[str, int]:
         """Return the safety counters over all starts of the run: each one counts from zero."""
@@ -149,7 +123,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _seconds(event: Record) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
