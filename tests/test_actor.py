@@ -21,8 +21,9 @@ from r3l.models.policy import Policies
 from r3l.models.sac import build_actor
 from r3l.robot.base import FloatArray, Observation, Robot, RobotError, RobotSpec
 from r3l.robot.env import HOLD_STEPS, RobotEnv
-from r3l.robot.safety import SafeRobot
-from r3l.robot.scripted_moves import leaves_a_core, move
+from r3l.robot.pacing import leaves_a_core
+from r3l.robot.safety import make_safe
+from r3l.robot.scripted_moves import move
 from r3l.run.experience import PHASES, ExperienceStore, Row
 from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
@@ -46,7 +47,7 @@ class Bench:
     def __init__(self, folder: Path, config: PhasesConfig, *, home: bool = False, name: str = "store") -> None:
         task = Valve()
         self.robot = from_task(task)
-        self.safe = SafeRobot(self.robot, task.rig.limits, task.rig.max_step_rad)
+        self.safe = make_safe(self.robot, task.rig)
         self.env = RobotEnv(self.safe)
         self.store = ExperienceStore(folder / f"{name}.sqlite", (64, 64, 3))
         torch.manual_seed(0)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from r3l.cli.goal_collection import collect_on_twin
 from r3l.config.schema import Action, Check, ChecksConfig
-from r3l.robot.base import FloatArray, Image, Joint, Observation, SimulatedRobot
+from r3l.robot.base import FloatArray, Image, Joint, Observation, SimulatedRobot, Trouble
 from r3l.robot.camera_place import RECENT, STRIDE
 from r3l.robot.env import RobotEnv
-from r3l.robot.observation_checks import CHECKS, Checks, Finding
-from r3l.robot.safety import SafeRobot
+from r3l.robot.observation_checks import CHECKS, ObservationChecks
+from r3l.robot.safety import make_safe
 from r3l.robot.scripted_moves import move
 from r3l.task.base import Task
 from r3l.task.registry import load_robot, load_task
@@ -51,15 +51,17 @@ def good() -> RunView:
 GOALS = np.stack([noisy() for _ in range(20)])
 
 
-def checks_of(config: ChecksConfig | None = None, *, is_simulated: bool = False) -> Checks:
-    return Checks(config or ChecksConfig(), JOINTS, HZ, GOALS, identical_frames="at rest" if is_simulated else "never")
+def checks_of(config: ChecksConfig | None = None, *, is_simulated: bool = False) -> ObservationChecks:
+    return ObservationChecks(
+        config or ChecksConfig(), JOINTS, HZ, GOALS, identical_frames="at rest" if is_simulated else "never"
+    )
 
 
-def last(checks: Checks, looks: list[RunView]) -> Finding | None:
+def last(checks: ObservationChecks, looks: list[RunView]) -> Trouble | None:
     """Return what the last of some looks finds; all before it find nothing."""
     for look in looks[:-1]:
-        assert checks.look(*look) is None
-    return checks.look(*looks[-1])
+        assert checks.check(*look) is None
+    return checks.check(*looks[-1])
 
 
 def bad(name: str) -> list[RunView]:
@@ -97,33 +99,33 @@ def test_the_gravest_of_several_findings_is_returned_and_all_are_counted() -> No
     joints = np.full(3, np.nan)
     config = replace(ChecksConfig(), joint_impossible=Check(0.5, "stop"), dark=Check(12.0, "warn"))
     checks = checks_of(config)
-    finding = checks.look(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
+    finding = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
     assert finding is not None
     assert finding.name == "joint_impossible"
     assert checks.counts["dark"] == checks.counts["late"] == 1
     checks = checks_of(replace(config, joint_impossible=Check(0.5, "skip"), dark=Check(12.0, "pause")))
-    finding = checks.look(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
+    finding = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
     assert finding is not None
     assert finding.action == "pause"
 
 
 @pytest.mark.parametrize("joints", [[0, np.nan, 0], [np.inf, 0, 0], [0, 0], [0, 0, -1.51], [40, 0, 0]])
 def test_joints_that_cannot_be_are_found(joints: list[float]) -> None:
-    finding = checks_of().look(seen(noisy(), np.array(joints)), None, PERIOD_S)
+    finding = checks_of().check(seen(noisy(), np.array(joints)), None, PERIOD_S)
     assert finding is not None
     assert finding.name == "joint_impossible"
     assert "\n" not in finding.message
 
 
 def test_a_joint_pushed_a_little_beyond_its_limit_is_believed() -> None:
-    assert checks_of().look(seen(noisy(), np.array([1.4, 0, -1.4])), None, PERIOD_S) is None
+    assert checks_of().check(seen(noisy(), np.array([1.4, 0, -1.4])), None, PERIOD_S) is None
 
 
 def test_goal_images_say_how_dark_and_how_bright_pictures_may_be() -> None:
     for level in (6, 255):
         goals = np.full((4, 64, 64, 3), level, np.uint8)
-        checks = Checks(ChecksConfig(), JOINTS, HZ, goals, identical_frames="at rest")
-        assert checks.look(seen(goals[0]), None, PERIOD_S) is None
+        checks = ObservationChecks(ChecksConfig(), JOINTS, HZ, goals, identical_frames="at rest")
+        assert checks.check(seen(goals[0]), None, PERIOD_S) is None
 
 
 def test_a_frozen_camera_stays_frozen_until_it_shows_something_new() -> None:
@@ -132,10 +134,10 @@ def test_a_frozen_camera_stays_frozen_until_it_shows_something_new() -> None:
     still = checks._image
     assert still is not None
     for _ in range(20):
-        finding = checks.look(seen(still), None, PERIOD_S)
+        finding = checks.check(seen(still), None, PERIOD_S)
         assert finding is not None
         assert finding.name == "frozen"
-    assert checks.look(*good()) is None
+    assert checks.check(*good()) is None
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -143,7 +145,7 @@ def test_frames_that_are_all_black_or_all_white_are_not_called_frozen(level: int
     config = ChecksConfig(dark=Check(12.0, "warn"), saturated=Check(0.5, "warn"))
     checks = checks_of(config)
     for _ in range(50):
-        finding = checks.look(seen(np.full_like(SCENE, level)), None, PERIOD_S)
+        finding = checks.check(seen(np.full_like(SCENE, level)), None, PERIOD_S)
         assert finding is not None
         assert finding.action == "warn"
     assert checks.counts["frozen"] == 0
@@ -155,21 +157,21 @@ def test_a_simulated_camera_is_frozen_only_when_every_joint_roamed_and_not_while
     checks = checks_of(is_simulated=True)
     for step in range(100):
         joints = np.array([0.9 * np.sin(step), 0.9 * np.cos(step), 0.4 * np.sin(step)])
-        assert checks.look(seen(image, joints), None, PERIOD_S) is None, "fingers may be out of sight"
+        assert checks.check(seen(image, joints), None, PERIOD_S) is None, "fingers may be out of sight"
     away = np.full(3, -0.7)
     for identical in (101, 102):
-        finding = checks.look(seen(image, away), None, PERIOD_S)
+        finding = checks.check(seen(image, away), None, PERIOD_S)
         assert finding is not None
         assert finding.message.startswith(f"{identical} identical frames in a row")
     checks.rest()
-    assert checks.look(seen(image, away), None, PERIOD_S) is None
-    assert checks.look(seen(image, np.full(3, 0.7)), None, PERIOD_S) is not None
+    assert checks.check(seen(image, away), None, PERIOD_S) is None
+    assert checks.check(seen(image, np.full(3, 0.7)), None, PERIOD_S) is not None
 
 
 def test_fingers_out_of_the_twins_sight_are_no_frozen_camera() -> None:
     """As it happened: the valve rests, all fingers move beside the picture."""
     limits = load_task("valve").rig.limits
-    checks = Checks(ChecksConfig(), limits, HZ, GOALS, identical_frames="at rest")
+    checks = ObservationChecks(ChecksConfig(), limits, HZ, GOALS, identical_frames="at rest")
     lower, upper = (np.array([getattr(joint, end) for joint in limits]) for end in ("min_rad", "max_rad"))
     path = """
         0.84 -0.72 0.39 0.29 -0.79 -0.84 0.93 -0.76 -0.85   0.86 -0.41 0.12 0.18 -0.78 -0.80 0.82 -0.85 -0.92
@@ -178,14 +180,14 @@ def test_fingers_out_of_the_twins_sight_are_no_frozen_camera() -> None:
     """
     image = noisy()
     for pose in np.array(path.split(), np.float32).reshape(-1, 9):
-        assert checks.look(seen(image, lower + (pose + 1) / 2 * (upper - lower)), None, PERIOD_S) is None
+        assert checks.check(seen(image, lower + (pose + 1) / 2 * (upper - lower)), None, PERIOD_S) is None
 
 
 def test_a_robot_at_rest_where_it_was_sent_has_no_frozen_joints() -> None:
     checks, joints = checks_of(), np.zeros(3)
     for target in (np.full(3, 0.1, np.float32), None, np.array([0, 0, 0.9], np.float32)):
         for _ in range(50):
-            assert checks.look(seen(noisy(), joints), target, PERIOD_S) is None
+            assert checks.check(seen(noisy(), joints), target, PERIOD_S) is None
 
 
 def swaying(step: int) -> FloatArray:
@@ -196,7 +198,7 @@ def test_one_joint_whose_reading_never_changes_is_found() -> None:
     checks, found = checks_of(), None
     for step in range(60):
         joints = np.append(RNG.uniform(-0.5, 0.5, 2), 0.1)
-        found = found or checks.look(seen(noisy(), joints), swaying(step), PERIOD_S)
+        found = found or checks.check(seen(noisy(), joints), swaying(step), PERIOD_S)
     assert found is not None
     assert found.name == "joint_frozen"
     assert "'tip'" in found.message
@@ -207,16 +209,16 @@ def test_a_joint_that_is_held_on_one_side_is_not_frozen() -> None:
     for step in range(100):
         sent = swaying(step)
         joints = np.append(RNG.uniform(-0.5, 0.5, 2), 0.1 if sent[2] > 0 else RNG.uniform(-0.9, 0))
-        assert checks.look(seen(noisy(), joints), sent, PERIOD_S) is None
+        assert checks.check(seen(noisy(), joints), sent, PERIOD_S) is None
 
 
 def test_frozen_joints_stay_so_while_paused_and_pass_with_a_new_reading() -> None:
     checks = checks_of()
     last(checks, bad("joint_frozen"))
-    finding = checks.look(seen(noisy(), np.zeros(3)), None, PERIOD_S)
+    finding = checks.check(seen(noisy(), np.zeros(3)), None, PERIOD_S)
     assert finding is not None
     assert finding.name == "joint_frozen"
-    assert checks.look(seen(noisy(), np.full(3, 1e-3)), None, PERIOD_S) is None
+    assert checks.check(seen(noisy(), np.full(3, 1e-3)), None, PERIOD_S) is None
 
 
 def test_a_camera_put_back_is_believed_after_some_looks_and_not_before() -> None:
@@ -224,17 +226,17 @@ def test_a_camera_put_back_is_believed_after_some_looks_and_not_before() -> None
     last(checks, bad("moved"))
     away = [(seen(noisy(np.roll(SCENE, 2, 1))), None, PERIOD_S) for _ in range(RECENT)]
     back = [good() for _ in range(RECENT)]
-    assert all(checks.look(*look) is not None for look in away)
-    results = [checks.look(*look) is None for look in back]
+    assert all(checks.check(*look) is not None for look in away)
+    results = [checks.check(*look) is None for look in back]
     assert not any(results[: RECENT // 3])
     assert all(results[2 * RECENT // 3 :])
 
 
 @pytest.mark.parametrize("goals", [RNG.integers(0, 255, (20, 64, 64, 3)), np.full((20, 64, 64, 3), 90)])
 def test_goals_without_anything_constant_tell_nothing_about_the_camera(goals: NDArray[np.int64]) -> None:
-    checks = Checks(ChecksConfig(), JOINTS, HZ, goals.astype(np.uint8))
+    checks = ObservationChecks(ChecksConfig(), JOINTS, HZ, goals.astype(np.uint8))
     for _ in range(ENOUGH + STRIDE):
-        assert checks.look(*good()) is None
+        assert checks.check(*good()) is None
 
 
 def test_a_look_takes_well_under_a_millisecond() -> None:
@@ -242,7 +244,7 @@ def test_a_look_takes_well_under_a_millisecond() -> None:
     looks = [good() for _ in range(2 * ENOUGH)]
     began_s = time.process_time()
     for look in looks:
-        checks.look(*look)
+        checks.check(*look)
     assert (time.process_time() - began_s) / len(looks) < 1e-3
 
 
@@ -258,11 +260,11 @@ class Rollout:
     joints: tuple[Joint, ...]
     looks: list[RunView]
 
-    def finding(self, change: str = "") -> Finding | None:
+    def finding(self, change: str = "") -> Trouble | None:
         """Return the first finding where every image is changed in one way."""
-        checks = Checks(ChecksConfig(), self.joints, HZ, self.goals, identical_frames="at rest")
+        checks = ObservationChecks(ChecksConfig(), self.joints, HZ, self.goals, identical_frames="at rest")
         for observation, target, elapsed_s in self.looks:
-            found = checks.look(replace(observation, image=CHANGES[change](observation.image)), target, elapsed_s)
+            found = checks.check(replace(observation, image=CHANGES[change](observation.image)), target, elapsed_s)
             if found is not None:
                 return found
         return None
@@ -297,14 +299,13 @@ def roll(task_name: str, robot_name: str, actions: Iterator[FloatArray], steps: 
     task = load_task(task_name)
     robot = load_robot(robot_name, task)
     assert isinstance(robot, SimulatedRobot)
-    safe = SafeRobot(robot, task.rig.limits, task.rig.max_step_rad)
+    safe = make_safe(robot, task.rig)
     env = RobotEnv(safe)
     looks: list[RunView] = []
     try:
         env.reset()
         goals = goals_of(task, robot, robot_name)
-        robot.place(task.random_states(1, np.random.default_rng(1))[0])
-        safe.forget()
+        safe.place(task.random_states(1, np.random.default_rng(1))[0])
         for step in range(steps):
             if step % 50 == 0:
                 move(safe, task.rig.home_rad, 8)
@@ -361,4 +362,4 @@ def test_a_hand_that_rests_tells_nothing_new_of_the_cameras_place() -> None:
     checks, hand = checks_of(), np.zeros(3)
     covered = np.roll(SCENE, 2, 1)
     for _ in range(2 * ENOUGH):
-        assert checks.look(seen(noisy(covered), hand), None, PERIOD_S) is None
+        assert checks.check(seen(noisy(covered), hand), None, PERIOD_S) is None

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pybullet
@@ -18,9 +16,9 @@ from r3l.config.schema import Check, ChecksConfig, Config, PersistenceConfig
 from r3l.hardware.twin import Twin
 from r3l.robot.base import FloatArray, Image, Observation
 from r3l.robot.env import RobotEnv
-from r3l.robot.monitor import GOOD_LOOKS, MAX_SKIPPED, Monitor
-from r3l.robot.safety import SafeRobot
-from r3l.robot.scripted_moves import Body, move
+from r3l.robot.monitor import MAX_SKIPPED, MIN_PASSES, Monitor
+from r3l.robot.safety import make_safe
+from r3l.robot.scripted_moves import move
 from r3l.robot.stuck import StuckDetector
 from r3l.task.registry import load_robot, load_task
 
@@ -36,14 +34,14 @@ class Scene:
         self.place = 10
         self.step = 0
 
-    def run(self, persistence: StuckDetector, steps: int) -> list[int]:
+    def run(self, detector: StuckDetector, steps: int) -> list[int]:
         """Return the level after each of some steps."""
         levels = []
         for _ in range(steps):
             joints = self.rng.uniform(-1, 1, 4).astype(np.float32)
-            persistence.look(self.picture(joints), joints, self.step)
+            detector.update(self.picture(joints), joints, self.step)
             self.step += 1
-            levels.append(persistence.level)
+            levels.append(detector.level)
         return levels
 
     def picture(self, joints: FloatArray) -> Image:
@@ -56,109 +54,105 @@ class Scene:
 
 
 def test_levels_rise_with_every_answer_that_did_not_help_up_to_the_last() -> None:
-    persistence = StuckDetector(CONFIG)
-    levels = Scene().run(persistence, 1400)
+    detector = StuckDetector(CONFIG)
+    levels = Scene().run(detector, 1400)
     assert [levels.index(level) for level in (1, 2, 3)] == [600, 800, 1000]
     assert max(levels) == levels[-1] == 3
 
 
 def test_the_message_says_what_is_seen_and_what_is_answered() -> None:
-    persistence, scene = StuckDetector(CONFIG), Scene()
-    assert persistence.message == ""
+    detector, scene = StuckDetector(CONFIG), Scene()
+    assert detector.message == ""
     for steps, words in ((601, "more perturbation"), (200, "sweep"), (200, "pauses until people")):
-        scene.run(persistence, steps)
-        assert words in persistence.message
-        assert f"for {scene.step - 1} env steps (persistence.after_steps 600)" in persistence.message
-        assert "\n" not in persistence.message
+        scene.run(detector, steps)
+        assert words in detector.message
+        assert f"for {scene.step - 1} env steps (persistence.after_steps 600)" in detector.message
+        assert "\n" not in detector.message
 
 
 def test_an_object_seen_to_move_takes_back_every_answer_at_once() -> None:
-    persistence, scene = StuckDetector(CONFIG), Scene()
-    scene.run(persistence, 1100)
+    detector, scene = StuckDetector(CONFIG), Scene()
+    scene.run(detector, 1100)
     scene.place += 16
-    levels = scene.run(persistence, 250)
+    levels = scene.run(detector, 250)
     assert levels[0] == 3
     assert levels[-1] == 0
     assert set(levels) == {0, 3}
-    assert persistence.message == "the object moves again; training goes on as usual"
+    assert detector.message == "the object moves again; training goes on as usual"
 
 
 def test_the_object_is_given_its_whole_time_again_after_people_looked() -> None:
-    persistence, scene = StuckDetector(CONFIG), Scene()
-    scene.run(persistence, 1100)
-    persistence.restart(scene.step)
-    assert persistence.level == 0
-    levels = scene.run(persistence, 700)
+    detector, scene = StuckDetector(CONFIG), Scene()
+    scene.run(detector, 1100)
+    detector.restart(scene.step)
+    assert detector.level == 0
+    levels = scene.run(detector, 700)
     assert levels.index(1) == 600
 
 
 def test_steps_in_the_dark_count_neither_for_nor_against_motion() -> None:
-    persistence, scene = StuckDetector(CONFIG), Scene()
-    scene.run(persistence, 500)
+    detector, scene = StuckDetector(CONFIG), Scene()
+    scene.run(detector, 500)
     for _ in range(2000):
-        persistence.overlook()
+        detector.skip_step()
         scene.step += 1
-    levels = scene.run(persistence, 200)
+    levels = scene.run(detector, 200)
     assert levels.index(1) == 100
 
 
 def test_who_goes_on_in_the_dark_is_not_said_to_be_stuck() -> None:
     config = replace(SMALL, robot="fake", persistence=CONFIG, checks=ChecksConfig(dark=Check(12.0, "warn")))
     task, images = load_task("valve"), goal_images()[0]
-    body, joints = Body(config, task, load_robot(config.robot, task)), task.rig.home_rad
+    robot, joints = make_safe(load_robot(config.robot, task), task.rig), task.rig.home_rad
     events: list[str] = []
-    goals: Any = SimpleNamespace(train=images)
-    row: Any = SimpleNamespace(image=images[0], proprioception=joints)
-    actor: Any = SimpleNamespace(steps=0, phases=SimpleNamespace(least_share=0.0))
-    monitor = Monitor(config, body, goals, lambda kind, message: events.append(kind))
-    for actor.steps in range(3000):
-        time_s = actor.steps / body.robot.spec.control_hz
+    monitor = Monitor(config, robot, images, lambda kind, message: events.append(kind))
+    for step in range(3000):
+        time_s = step / robot.spec.control_hz
         assert monitor.inspect(Observation(np.zeros((64, 64, 3), np.uint8), joints, time_s, np.zeros(0, np.float32)))
-        monitor.after_step(row, actor)
+        assert monitor.after_step(images[0], joints, step) == 0.0
     assert events == ["check-dark"]
 
 
 def test_too_many_observations_left_out_in_a_row_pause_until_good_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("valve")
-    body = Body(SMALL, task, load_robot("fake", task))
+    robot, images = make_safe(load_robot("fake", task), task.rig), goal_images()[0]
     events: list[str] = []
-    goals: Any = SimpleNamespace(train=goal_images()[0])
-    monitor = Monitor(SMALL, body, goals, lambda kind, message: events.append(kind))
+    monitor = Monitor(SMALL, robot, images, lambda kind, message: events.append(kind))
 
     def seen(joints: FloatArray) -> Observation:
-        return Observation(goals.train[0], joints, 0.0, np.zeros(0, np.float32))
+        return Observation(images[0], joints, 0.0, np.zeros(0, np.float32))
 
     good, bad = seen(task.rig.home_rad), seen(np.full(9, np.nan, np.float32))
     for count in range(1, MAX_SKIPPED):
         assert not monitor.inspect(bad)
-        assert monitor.finding is None, count
+        assert monitor.trouble is None, count
     assert monitor.inspect(good)
     for _ in range(MAX_SKIPPED):
         monitor.inspect(bad)
-    assert monitor.finding is not None
+    assert monitor.trouble is not None
     assert not monitor.ends_the_run
-    body.safe.connect()
-    for looks, joints in ((5, bad.joint_rad), (GOOD_LOOKS, good.joint_rad)):
-        monkeypatch.setattr(body.safe, "observe", partial(seen, joints))
-        assert monitor.finding is not None
+    robot.connect()
+    for looks, joints in ((5, bad.joint_rad), (MIN_PASSES, good.joint_rad)):
+        monkeypatch.setattr(robot, "observe", partial(seen, joints))
+        assert monitor.trouble is not None
         for _ in range(looks):
-            monitor.look_again()
-    assert monitor.finding is None
+            monitor.recheck()
+    assert monitor.trouble is None
     assert events == ["check-joint_impossible"] * 2
-    body.close()
+    robot.close()
 
 
-def care_of(config: Config, events: list[str]) -> tuple[Monitor, NDArray[np.uint8]]:
+def monitor_of(config: Config, events: list[str]) -> tuple[Monitor, NDArray[np.uint8]]:
     images = goal_images()[0]
-    goals: Any = SimpleNamespace(train=images)
-    body = Body(config, load_task("valve"), load_robot("fake", load_task("valve")))
-    body.safe.connect()
-    return Monitor(config, body, goals, lambda kind, message: events.append(f"{kind}: {message}")), images
+    task = load_task("valve")
+    robot = make_safe(load_robot("fake", task), task.rig)
+    robot.connect()
+    return Monitor(config, robot, images, lambda kind, message: events.append(f"{kind}: {message}")), images
 
 
 def test_a_light_that_flickers_is_told_now_and_then_and_counted_always() -> None:
     events: list[str] = []
-    monitor, images = care_of(replace(SMALL, checks=ChecksConfig(dark=Check(12.0, "warn"))), events)
+    monitor, images = monitor_of(replace(SMALL, checks=ChecksConfig(dark=Check(12.0, "warn"))), events)
     joints, nothing = load_task("valve").rig.home_rad, np.zeros(0, np.float32)
     for step in range(600 * 10):  # ten minutes at 10 Hz, dark for a second, bright for a second
         image = images[step % 20] // (64 if step // 10 % 2 else 1)
@@ -169,22 +163,22 @@ def test_a_light_that_flickers_is_told_now_and_then_and_counted_always() -> None
 
 def test_what_goes_wrong_while_something_else_is_wrong_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    monitor, images = care_of(replace(SMALL, checks=ChecksConfig()), events)
+    monitor, images = monitor_of(replace(SMALL, checks=ChecksConfig()), events)
     good, nothing = load_task("valve").rig.home_rad, np.zeros(0, np.float32)
 
     def look(image: NDArray[np.uint8], joints: FloatArray, time_s: float) -> None:
-        monkeypatch.setattr(monitor._body.safe, "observe", lambda: Observation(image, joints, time_s, nothing))
-        monitor.look_again()
+        monkeypatch.setattr(monitor._robot, "observe", lambda: Observation(image, joints, time_s, nothing))
+        monitor.recheck()
 
     monitor.inspect(Observation(images[0] // 64, good, 0.0, nothing))
-    assert monitor.finding is not None
-    assert monitor.finding.name == "dark"
+    assert monitor.trouble is not None
+    assert monitor.trouble.name == "dark"
     look(images[1], np.full(9, np.nan, np.float32), 1.0)
-    assert monitor.finding.name == "joint_impossible"
-    for second in range(GOOD_LOOKS):
-        assert monitor.finding is not None
+    assert monitor.trouble.name == "joint_impossible"
+    for second in range(MIN_PASSES):
+        assert monitor.trouble is not None
         look(images[second], good + 1e-3 * np.float32(second), 2.0 + second)
-    assert monitor.finding is None
+    assert monitor.trouble is None
     kinds = [event.split(":")[0] for event in events]
     assert kinds == ["check-dark", "check-joint_impossible"] * 2
     assert all("over" in event for event in events[2:])
@@ -192,43 +186,39 @@ def test_what_goes_wrong_while_something_else_is_wrong_is_told_and_waited_for(mo
 
 def test_after_people_freed_the_object_perturbation_is_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    monitor, images = care_of(replace(SMALL, persistence=CONFIG), events)
-    row: Any = SimpleNamespace(image=images[0], proprioception=np.zeros(9, np.float32))
-    actor: Any = SimpleNamespace(steps=0, phases=SimpleNamespace(least_share=0.0))
-    monkeypatch.setattr(StuckDetector, "look", lambda self, *given: None)
-    monitor.persistence.level = 3
-    monitor.after_step(row, actor)
-    assert actor.phases.least_share > 0
+    monitor, images = monitor_of(replace(SMALL, persistence=CONFIG), events)
+    joints = np.zeros(9, np.float32)
+    monkeypatch.setattr(StuckDetector, "update", lambda self, *given: False)
+    monitor.stuck.level = 3
+    assert monitor.after_step(images[0], joints, 0) > 0
     assert monitor.is_stuck
     monitor.resume(0)
-    assert monitor.persistence.level == 0
-    monitor.after_step(row, actor)
-    assert actor.phases.least_share == 0
+    assert monitor.stuck.level == 0
+    assert monitor.after_step(images[0], joints, 0) == 0
 
 
-def test_a_sweep_is_made_also_where_nothing_is_done_between_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor, _ = care_of(SMALL, [])
+def test_a_sweep_is_made_also_where_nothing_is_done_between_episodes() -> None:
+    monitor, _ = monitor_of(SMALL, [])
     swept: list[bool] = []
-    monkeypatch.setattr(monitor._body, "sweep", lambda: swept.append(True))
-    between = monitor.between(None)
+    between = monitor.between(None, lambda: swept.append(True))
     assert not between()
-    monitor._level = 2
+    monitor.stuck.level = 2
     assert between()
     assert swept == [True]
 
 
 def test_nobody_looks_where_the_config_says_so() -> None:
-    persistence = StuckDetector(PersistenceConfig(after_steps=0))
-    assert set(Scene().run(persistence, 100)) == {0}
+    detector = StuckDetector(PersistenceConfig(after_steps=0))
+    assert set(Scene().run(detector, 100)) == {0}
 
 
 def test_a_world_that_moves_while_the_fingers_rest_is_seen_to_move() -> None:
-    persistence, scene = StuckDetector(CONFIG), Scene()
+    detector, scene = StuckDetector(CONFIG), Scene()
     joints = np.zeros(4, np.float32)
     for step in range(900):
         scene.place = 20 + int(15 * np.sin(step))
-        persistence.look(scene.picture(joints), joints, step)
-        assert persistence.level == 0
+        detector.update(scene.picture(joints), joints, step)
+        assert detector.level == 0
 
 
 # On the twin
@@ -247,13 +237,12 @@ class Hand:
         task = load_task(self.task)
         twin = load_robot("twin", task)
         assert isinstance(twin, Twin)
-        safe = SafeRobot(twin, task.rig.limits, task.rig.max_step_rad)
-        env, rng, persistence = RobotEnv(safe), np.random.default_rng(self.seed), StuckDetector(config)
+        safe = make_safe(twin, task.rig)
+        env, rng, detector = RobotEnv(safe), np.random.default_rng(self.seed), StuckDetector(config)
         levels = []
         try:
             env.reset()
-            twin.place(task.random_states(1, rng)[0])
-            safe.forget()
+            safe.place(task.random_states(1, rng)[0])
             if self.freezes:
                 freeze(twin)
             for step in range(steps):
@@ -264,8 +253,8 @@ class Hand:
                 if step % 3 == 0:
                     action = rng.uniform(-1, 1, 9).astype(np.float32)
                 observed, *_ = env.step(action)
-                persistence.look(observed["image"], observed["proprioception"][:9], step)
-                levels.append(persistence.level)
+                detector.update(observed["image"], observed["proprioception"][:9], step)
+                levels.append(detector.level)
         finally:
             env.close()
         return levels

@@ -117,7 +117,7 @@ def away(rng: np.random.Generator) -> FloatArray:
 
 def policies(stage: Rollout, told: list[str]) -> tuple[dict[int, Behaviour], Placing]:
     """Return a policy that solves the task, of step 200, one that never does, of step 100, and a perturbation."""
-    robot: Any = stage.body.robot
+    robot: Any = stage.robot
     rng = np.random.default_rng(0)
     good = Placing(robot, lambda: TASK.goal_states(1, rng)[0], "good", told)
     bad = Placing(robot, lambda: TASK.goal_states(1, rng)[0] + np.float32(np.pi), "bad", told)
@@ -151,7 +151,7 @@ def test_policies_take_turns_from_random_starts_and_are_judged(stage: Rollout, j
 
 def test_a_success_of_the_trial_before_is_undone_first(stage: Rollout, judge: Judge) -> None:
     told: list[str] = []
-    robot: Any = stage.body.robot
+    robot: Any = stage.robot
     rng = np.random.default_rng(0)
     good = Placing(robot, lambda: TASK.goal_states(1, rng)[0], "good", told)
     late = iter(
@@ -167,7 +167,7 @@ def test_a_robot_that_pauses_has_its_trial_made_anew(
     stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
-    robot: Any = stage.body.robot
+    robot: Any = stage.robot
     robot.at = dict.fromkeys(range(30, 34), Trouble("warm", "pause", "servo 12 is warm"))
     robot.cannot_relax = True
     found, _, told = made(stage, judge, count=1)
@@ -180,7 +180,7 @@ def test_a_robot_that_pauses_before_it_acts_is_waited_for(
     stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
-    robot: Any = stage.body.robot
+    robot: Any = stage.robot
     robot.at = dict.fromkeys(range(robot.looks + 1, robot.looks + 4), Trouble("warm", "pause", "servo 12 is warm"))
     told: list[str] = []
     _, perturb = policies(stage, told)
@@ -209,7 +209,7 @@ def test_what_does_not_pass_ends_the_trials_with_the_robot_relaxed(
 
 
 def test_a_joint_that_was_not_measured_is_not_shown_to_the_policy(stage: Rollout, judge: Judge) -> None:
-    robot: Any = stage.body.robot
+    robot: Any = stage.robot
     robot.nan_at = 12
     told: list[str] = []
     behaviours, perturb = policies(stage, told)

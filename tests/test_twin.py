@@ -9,7 +9,7 @@ import pytest
 from r3l.hardware.twin import MAX_SPEED_RAD_S, Twin, from_task
 from r3l.robot.base import CameraSpec, FloatArray, RobotError
 from r3l.robot.env import RobotEnv
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import make_safe
 from r3l.tasks.valve import Valve
 
 STEPS, HELD_STEPS = 300, 3
@@ -31,8 +31,7 @@ def held_actions(steps: int, seed: int = 0) -> Iterator[FloatArray]:
 
 
 def env_of(twin: Twin) -> RobotEnv:
-    rig = Valve().rig
-    return RobotEnv(SafeRobot(twin, rig.limits, rig.max_step_rad))
+    return RobotEnv(make_safe(twin, Valve().rig))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from r3l.hardware.twin import Twin
 from r3l.hardware.variation import AMOUNTS, EVERY, REACH, Worlds
 from r3l.robot.base import FloatArray, Observation
 from r3l.robot.monitor import Monitor
+from r3l.robot.safety import make_safe
 from r3l.run.goals import load_goals
 from r3l.tasks.valve import Valve
 from r3l.training.sync import train
@@ -200,12 +201,10 @@ def test_a_saved_world_goes_on_as_the_world_it_was() -> None:
 
 
 def test_a_camera_that_is_moved_on_purpose_is_no_fault(goal_folder: Path) -> None:
-    from r3l.robot.scripted_moves import Body
-
     goals = load_goals(goal_folder, TASK.rig.camera, TASK.minimum_goals)
     for level, threshold in (("none", tiny().checks.moved.threshold), ("strong", 1.0)):
         config = tiny(robot="twin", randomize=level)
-        monitor = Monitor(config, Body(config, TASK, made(None)), goals, lambda kind, message: None)
+        monitor = Monitor(config, make_safe(made(None), TASK.rig), goals.train, lambda kind, message: None)
         assert monitor.checks._config.moved.threshold == threshold
 
 

@@ -14,7 +14,7 @@ from r3l.config import UserError
 from r3l.config.schema import ChecksConfig
 from r3l.robot import CameraSpec, RobotError
 from r3l.robot.camera_place import Background
-from r3l.robot.observation_checks import light
+from r3l.robot.observation_checks import measure_light
 from r3l.run.goals import Goals
 
 from .settings import LOCKED, CameraSettings
@@ -93,7 +93,7 @@ def _rate(settings: CameraSettings, rate: float, control_hz: float) -> Line:
 
 
 def _picture(frames: NDArray[np.uint8]) -> Iterator[Line]:
-    level, bright = light(frames)
+    level, bright = measure_light(frames)
     limits = ChecksConfig()
     if level < limits.dark.threshold:
         yield Line("FAIL", f"camera: the picture is dark (mean grey level {level:.0f}); lens cap, light, exposure")
@@ -113,7 +113,7 @@ def _compared(frames: NDArray[np.uint8], goals: Goals) -> Iterator[Line]:
         yield Line("FAIL", f"{text}; put it back where it was")
     else:
         yield Line("ok", f"camera: it stands where the goal images were taken ({misplaced:.2f} of {limit:g})")
-    theirs, ours = light(goals.train)[0], light(frames)[0]
+    theirs, ours = measure_light(goals.train)[0], measure_light(frames)[0]
     if abs(theirs - ours) > OTHER_LIGHT:
         text = f"camera: mean grey level {ours:.0f}, the goal images have {theirs:.0f}"
         yield Line("FAIL", f"{text}; the light or the exposure is another: make it as it was, or take goal images anew")

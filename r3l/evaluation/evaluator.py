@@ -17,7 +17,7 @@ from r3l.models.judge import load_judge
 from r3l.models.policy import load_policies
 from r3l.robot.base import FloatArray, SimulatedRobot
 from r3l.robot.env import RobotEnv
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import make_safe
 from r3l.run.directory import Run
 from r3l.run.files import write_file
 from r3l.run.progress import progress_bar
@@ -31,9 +31,8 @@ class Evaluator:
     """Runs episodes from the task's start states in a simulated robot of its own, never the one that trains."""
 
     def __init__(self, task: Task, robot: SimulatedRobot) -> None:
-        rig = task.rig
         self.task, self.spec, self._robot = task, robot.spec, robot
-        self._env = RobotEnv(SafeRobot(robot, rig.limits, rig.max_step_rad))
+        self._env = RobotEnv(make_safe(robot, task.rig))
         self._env.reset()
 
     def run(
@@ -43,8 +42,7 @@ class Evaluator:
         rng = np.random.default_rng((seed, POSE_SEED))
         episodes = []
         for start in self.task.start_states(count, seed):
-            self._robot.place(start, rng)
-            self._env.robot.forget()
+            self._env.robot.place(start, rng)
             episodes.append(self._episode(behaviour, start))
             on_episode()
         return episodes

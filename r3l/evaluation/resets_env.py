@@ -12,7 +12,7 @@ from gymnasium import spaces
 from r3l.config.errors import UserError
 from r3l.robot.base import FloatArray, SimulatedRobot
 from r3l.robot.env import Observed, RobotEnv
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import make_safe
 from r3l.task.base import Task
 from r3l.task.registry import load_robot, load_task
 
@@ -21,8 +21,7 @@ class ResetsEnv(RobotEnv):
     """`RobotEnv` with everything a real rig lacks: `reset` places the object anywhere, the reward is the true one."""
 
     def __init__(self, task: Task, robot: SimulatedRobot, render_mode: str | None = None) -> None:
-        rig = task.rig
-        super().__init__(SafeRobot(robot, rig.limits, rig.max_step_rad), render_mode)
+        super().__init__(make_safe(robot, task.rig), render_mode)
         self._task, self._simulated = task, robot
         self._began_s = 0.0
 
@@ -32,8 +31,7 @@ class ResetsEnv(RobotEnv):
         """Place the object at a random state and the fingers in a random pose."""
         gymnasium.Env.reset(self, seed=seed)
         self._connect()
-        self._simulated.place(self._task.random_states(1, self.np_random)[0], self.np_random)
-        self.robot.forget()
+        self.robot.place(self._task.random_states(1, self.np_random)[0], self.np_random)
         observed, info = super().reset()
         self._began_s = info["time_s"]
         return observed, info | {"truth": self._simulated.truth(), "time_s": 0.0}

@@ -11,8 +11,10 @@ import numpy as np
 from r3l.config.schema import Config
 from r3l.evaluation.policies import Behaviour
 from r3l.robot.base import Image, Robot, RobotError
+from r3l.robot.env import RobotEnv
 from r3l.robot.monitor import Monitor
-from r3l.robot.scripted_moves import Body
+from r3l.robot.safety import make_safe
+from r3l.robot.scripted_moves import ScriptedMoves
 from r3l.run.goals import Goals
 from r3l.task.base import Task
 
@@ -35,25 +37,27 @@ class Rollout:
             goals: of the run.
             say: tells people what was found and what is waited for.
         """
-        self.task, self._say = task, say
-        self.body = Body(config, task, robot)
-        self._monitor = Monitor(config, self.body, goals, lambda kind, message: say(f"{kind}: {message}"))
+        self.config, self.task, self.robot, self._say = config, task, robot, say
+        self._safe = make_safe(robot, task.rig, real_time=config.real_time)
+        self._env = RobotEnv(self._safe)
+        self._moves = ScriptedMoves(self._safe, task.rig, config.phases.homing_steps)
+        self._monitor = Monitor(config, self._safe, goals.train, lambda kind, message: say(f"{kind}: {message}"))
 
     def __enter__(self) -> Self:
         try:
-            self.body.env.reset()
+            self._env.reset()
         except BaseException:
-            self.body.close()
+            self._env.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.body.close()
+        self._env.close()
 
     def home(self) -> None:
         """Move the fingers home, where training does so between episodes."""
-        if self.body.config.phases.between != "nothing":
-            self.body.home()
+        if self.config.phases.between != "nothing":
+            self._moves.home()
 
     def episode(self, behaviour: Behaviour, steps: int) -> list[Image] | None:
         """Act for so many env steps; return the images seen; None where the robot had to pause: begin anew then.
@@ -63,8 +67,8 @@ class Rollout:
         Raises:
             RobotError: what was found wrong does not pass.
         """
-        env, monitor = self.body.env, self._monitor
-        monitor.forget()
+        env, monitor = self._env, self._monitor
+        monitor.forget_time()
         observed, info = env.reset()
         if not self._is_fit():
             self._wait()
@@ -81,28 +85,28 @@ class Rollout:
             is_fit = self._is_fit()
             if is_fit:
                 frames.append(observed["image"])
-            elif monitor.finding is not None:
+            elif monitor.trouble is not None:
                 self._wait()
                 return None
         return frames
 
     def _is_fit(self) -> bool:
-        newest = self.body.env.newest
+        newest = self._env.newest
         assert newest is not None
         return self._monitor.inspect(newest)
 
     def _wait(self) -> None:
         """Relax and wait until what pauses the robot is over, if anything does."""
         monitor, until_s = self._monitor, time.monotonic() + MAX_WAIT_S
-        if monitor.finding is None:
+        if monitor.trouble is None:
             return
         try:
-            self.body.safe.relax()
+            self._safe.relax()
         except RobotError as error:  # its adapter may be away, and come back
             self._say(str(error))
-        while monitor.finding is not None:
+        while monitor.trouble is not None:
             if monitor.ends_the_run or time.monotonic() > until_s:
-                raise RobotError(f"{monitor.finding.message}; the robot is relaxed")
+                raise RobotError(f"{monitor.trouble.message}; the robot is relaxed")
             time.sleep(LOOK_EVERY_S)
-            monitor.look_again()
+            monitor.recheck()
         self._say("over; the episode begins anew")

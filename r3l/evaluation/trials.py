@@ -70,7 +70,7 @@ def _perform(stage: Rollout, perturb: Behaviour, policy: Behaviour, judge: Judge
     for _ in range(MAX_TRIES):
         for _ in range(MAX_PERTURBATIONS):
             stage.home()
-            moved = stage.episode(perturb, stage.body.config.phases.perturbation_steps)
+            moved = stage.episode(perturb, stage.config.phases.perturbation_steps)
             if moved is None or not _is_solved(judge, moved[-judge.config.frames :]):
                 break
         if moved is None:
@@ -88,7 +88,7 @@ def _is_solved(judge: Judge, frames: list[Image]) -> bool:
 
 def _truth(stage: Rollout) -> bool | None:
     """Return whether an episode just ended in success, where ground truth can be known."""
-    robot = stage.body.robot
+    robot = stage.robot
     return robot.truth()["error"] <= stage.task.success_error if isinstance(robot, SimulatedRobot) else None
 
 

@@ -91,7 +91,11 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
 
     def state(self) -> dict[str, Any]:
         """Return what goes on after a resume in the same world, as JSON values."""
-        return {"applied": self._applied.tolist(), "target_rad": self.robot.target()}
+        target_rad = self.robot.newest_target
+        return {
+            "applied": self._applied.tolist(),
+            "target_rad": None if target_rad is None else target_rad.tolist(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`: the last applied command and the target that the next step is limited from."""

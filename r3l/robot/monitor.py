@@ -1,174 +1,157 @@
-"""Care: what looks after a robot that is alone: checks on what it sees, answers to an object that moves no more."""
+"""Monitor of an unattended robot: it checks every observation and answers an object that is stuck."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from r3l.config.schema import Config
-from r3l.robot.base import Observation
-from r3l.robot.observation_checks import BLINDING, ROBOT, SEVERITY, Checks, Finding
-from r3l.robot.scripted_moves import Body
-from r3l.robot.stuck import StuckDetector
-from r3l.run.experience import Row
-from r3l.run.goals import Goals
-from r3l.training.actor import Actor
+from r3l.robot.base import FloatArray, Image, Observation, Trouble
+from r3l.robot.observation_checks import BLINDING, ROBOT, ObservationChecks, gravest
+from r3l.robot.safety import SafeRobot
+from r3l.robot.stuck import PAUSE, PERTURB, SWEEP, StuckDetector
 
 Tell = Callable[[str, str], None]
 """tell(kind, message) writes an event."""
-GOOD_LOOKS = 3
-"""Observations in a row that must pass before a pause is over, or a check is said to pass again."""
-TELL_EVERY_S = 60.0
-"""A check that fails again sooner is counted, not told."""
+MIN_PASSES = 3
+"""Observations in a row that must pass before a pause ends, or before a check is reported to pass again."""
 MAX_SKIPPED = 20
-"""Observations in a row that are left out; after them the robot pauses, for it would hold still with torque on."""
+"""Observations skipped in a row at which the robot pauses: it would hold still with torque on."""
+MIN_TELL_INTERVAL_S = 60.0
+"""A check that fails again sooner is counted but not reported."""
 STUCK_SHARE = 0.75
-"""Share of perturbations while the object is stuck."""
-PERTURB, SWEEP, PAUSE = 1, 2, 3
-"""The answers to an object that is stuck, each beside the ones before."""
+"""Share of perturbation episodes while the object is stuck."""
 
 
 class Monitor:
-    """Inspects what the actor is about to keep; says when to wait, and whether the run must end."""
+    """Checks of a run's observations: it says when the robot must wait, and whether the run must end."""
 
-    def __init__(self, config: Config, body: Body, goals: Goals, tell: Tell) -> None:
-        self._body, self._tell = body, tell
-        spec = body.safe.spec
-        identical = body.robot.identical_frames
+    def __init__(self, config: Config, robot: SafeRobot, goals: NDArray[np.uint8], tell: Tell) -> None:
+        """Watch `robot`; the goal images [G, H, W, 3] show the background that its camera should see."""
+        self._robot, self._tell = robot, tell
         settings = config.checks
-        if config.randomize != "none":  # a camera that is moved on purpose is no fault
+        if config.randomize != "none":  # the camera is moved on purpose
             settings = replace(settings, moved=replace(settings.moved, threshold=1.0))
-        self.checks = Checks(settings, spec.joints, spec.control_hz, goals.train, identical_frames=identical)
-        self.persistence = StuckDetector(config.persistence)
-        self.finding: Finding | None = None
-        """What pauses the robot, or ends the run, at present."""
+        spec = robot.spec
+        self.checks = ObservationChecks(
+            settings, spec.joints, spec.control_hz, goals, identical_frames=robot.identical_frames
+        )
+        self.stuck = StuckDetector(config.persistence)
+        self.trouble: Trouble | None = None
+        """What pauses the robot or ends the run at present."""
         self._failing: set[str] = set()
-        """Checks that failed since all passed, and those of them that were told of."""
-        self._said: set[str] = set()
+        """Checks that failed since all passed."""
+        self._told: set[str] = set()
+        """Checks among them whose failure was reported."""
         self._told_s: dict[str, float] = {}
         self._is_blind = False
-        self._good_looks = self._skipped = 0
+        self._passes = self._skipped = 0
         self._last_s: float | None = None
-        self._level = 0
 
     @property
     def ends_the_run(self) -> bool:
         """Whether a check failed whose action is to stop."""
-        return self.finding is not None and self.finding.action == "stop"
+        return self.trouble is not None and self.trouble.action == "stop"
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the object is stuck and every gentler answer was given its time."""
-        return self._level >= PAUSE
-
-    @property
-    def level(self) -> int:
-        """Which answer to a stuck object is being given; 0 while it moves."""
-        return self._level
+        """Whether the object is stuck and every gentler answer had its time."""
+        return self.stuck.level >= PAUSE
 
     def inspect(self, observation: Observation) -> bool:
         """Return whether an observation is fit to be learned from."""
-        every = self._look(observation)
-        found = _gravest(every)
-        self._is_blind = found is not None and found.name in BLINDING
-        self._skipped = self._skipped + 1 if found is not None and found.action == "skip" else 0
-        if found is None:
-            self._good_looks += 1
-            if self._good_looks >= GOOD_LOOKS:
-                self._say_over()
+        troubles = self._check(observation)
+        worst = gravest(troubles)
+        self._is_blind = worst is not None and worst.name in BLINDING
+        self._skipped = self._skipped + 1 if worst is not None and worst.action == "skip" else 0
+        if worst is None:
+            self._count_pass()
             return True
-        self._say(every, observation.time_s)
-        if found.action == "warn":
+        self._report(troubles, observation.time_s)
+        if worst.action == "warn":
             return True
-        if found.action in ("pause", "stop") or self._skipped >= MAX_SKIPPED:
-            self.finding = found
+        if worst.action in ("pause", "stop") or self._skipped >= MAX_SKIPPED:
+            self.trouble = worst
         return False
 
-    def look_again(self) -> None:
-        """Observe while paused; a few good looks in a row end the pause."""
-        self.forget()
+    def recheck(self) -> None:
+        """Observe during a pause; the pause ends after MIN_PASSES good observations in a row."""
+        self.forget_time()
         self.checks.rest()
-        observation = self._body.safe.observe()
-        every = self._look(observation)
-        found = _gravest(every)
-        if found is not None and found.action != "warn":
-            self._say(every, observation.time_s)
-            self.finding = found
-            return
-        self._good_looks += 1
-        if self._good_looks >= GOOD_LOOKS:
-            self.finding, self._skipped = None, 0
-            self._say_over()
-            self.forget()
+        observation = self._robot.observe()
+        troubles = self._check(observation)
+        worst = gravest(troubles)
+        if worst is not None and worst.action != "warn":
+            self._report(troubles, observation.time_s)
+            self.trouble = worst
+        elif self._count_pass():
+            self.trouble, self._skipped = None, 0
+            self.forget_time()
 
-    def forget(self) -> None:
-        """Let the next observation come when it may: after a pause or a move it follows from nothing."""
+    def forget_time(self) -> None:
+        """Never call the next observation late: a pause or a scripted move came before it."""
         self._last_s = None
 
-    def after_step(self, row: Row, actor: Actor) -> None:
-        """Look whether the object still moves, and answer."""
-        persistence = self.persistence
+    def after_step(self, image: Image, joints: FloatArray, steps: int) -> float:
+        """Check whether the object still moves, after env step `steps`; return the min share of perturbations."""
         if self._is_blind:
-            persistence.overlook()
-            return
-        persistence.look(row.image, row.proprioception, actor.steps)
-        actor.phases.least_share = STUCK_SHARE if persistence.level >= PERTURB else 0.0
-        if persistence.level != self._level:
-            self._level = persistence.level
-            self._tell("stuck", persistence.message)
+            self.stuck.skip_step()
+        elif self.stuck.update(image, joints, steps):
+            self._tell("stuck", self.stuck.message)
+        return STUCK_SHARE if self.stuck.level >= PERTURB else 0.0
 
-    def between(self, usual: Callable[[], None] | None) -> Callable[[], bool]:
-        """Return what to do between episodes: the usual, or a sweep of the fingers while the object is stuck.
+    def between(self, usual: Callable[[], None] | None, sweep: Callable[[], None]) -> Callable[[], bool]:
+        """Return what to do between episodes: the usual, or `sweep` while the object is stuck.
 
         It returns whether anything was done.
         """
 
         def do() -> bool:
-            if self._level >= SWEEP:
-                self._body.sweep()
-            elif usual is not None:
-                usual()
-            else:
+            move = sweep if self.stuck.level >= SWEEP else usual
+            if move is None:
                 return False
-            self.forget()
+            move()
+            self.forget_time()
             return True
 
         return do
 
     def resume(self, steps: int) -> None:
-        """Go on after people looked: the object is given its time again."""
-        self._level = 0
-        self.persistence.restart(steps)
+        """Give the object its whole time again: people freed it and resumed the run."""
+        self.stuck.restart(steps)
 
-    def _look(self, observation: Observation) -> list[Finding]:
-        """Return what the robot finds wrong with itself, and the gravest of what the checks find."""
-        period_s = 1 / self._body.safe.spec.control_hz
+    def _check(self, observation: Observation) -> list[Trouble]:
+        """Return the troubles of the robot itself, and the gravest trouble of its observation."""
+        period_s = 1 / self._robot.spec.control_hz
         elapsed_s = period_s if self._last_s is None else observation.time_s - self._last_s
         self._last_s = observation.time_s
-        target = self._body.safe.newest_target
-        troubles = [Finding(each.name, each.action, each.message) for each in self._body.robot.troubles]
+        troubles = list(self._robot.troubles)
         self.checks.counts[ROBOT] += len(troubles)
-        found = self.checks.look(observation, target, elapsed_s)
+        found = self.checks.check(observation, self._robot.newest_target, elapsed_s)
         return troubles if found is None else [*troubles, found]
 
-    def _say(self, every: list[Finding], now_s: float) -> None:
-        """Tell which checks fail, once until they pass again, and not again and again where they flicker."""
-        self._good_looks = 0
-        for found in every:
-            if found.name in self._failing:
+    def _report(self, troubles: list[Trouble], now_s: float) -> None:
+        """Report the checks that fail: each once until all pass again, and at most once per MIN_TELL_INTERVAL_S."""
+        self._passes = 0
+        for trouble in troubles:
+            if trouble.name in self._failing:
                 continue
-            self._failing.add(found.name)
-            if now_s - self._told_s.get(found.name, -TELL_EVERY_S) >= TELL_EVERY_S:
-                self._told_s[found.name] = now_s
-                self._said.add(found.name)
-                self._tell(f"check-{found.name}", found.message)
+            self._failing.add(trouble.name)
+            if now_s - self._told_s.get(trouble.name, -MIN_TELL_INTERVAL_S) >= MIN_TELL_INTERVAL_S:
+                self._told_s[trouble.name] = now_s
+                self._told.add(trouble.name)
+                self._tell(f"check-{trouble.name}", trouble.message)
 
-    def _say_over(self) -> None:
-        for name in sorted(self._said):
+    def _count_pass(self) -> bool:
+        """Count an observation that passed; once there are MIN_PASSES in a row, report it and return True."""
+        self._passes += 1
+        if self._passes < MIN_PASSES:
+            return False
+        for name in sorted(self._told):
             self._tell(f"check-{name}", "over: the check passes again")
-        self._said.clear()
+        self._told.clear()
         self._failing.clear()
-
-
-def _gravest(found: list[Finding]) -> Finding | None:
-    return max(found, key=lambda finding: SEVERITY.index(finding.action), default=None)
+        return True

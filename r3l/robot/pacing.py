@@ -1,23 +1,25 @@
-"""Pacing: a simulated robot in the time of the clock on the wall, and how well its commands keep that time."""
+"""Control periods by the wall clock: when commands are due, how punctual they are, a simulated robot in real time."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
-from r3l.robot.base import FloatArray, Observation, Punctuality, Robot
+from r3l.config.schema import Config
+from r3l.robot.base import FloatArray, Observation, Punctuality, Robot, SimulatedRobot
 from r3l.robot.wrapper import RobotWrapper
 
 ON_TIME_S = 0.005
-"""A command that is written so soon after its time is on time."""
+"""A command that is written at most this late is on time."""
 THINK_SHARE = 0.1
-"""Share of a control period between an observation and the command that follows from it: time to see and to choose."""
+"""Share of a control period between an observation and the next command, for the policy to choose it."""
 OVERRUN_SHARE = 0.25
-"""A command later than this share of a control period has overrun: the schedule begins anew with it."""
+"""A command that is later than this share of a control period is an overrun: the schedule restarts at it."""
 
 
 class Schedule:
-    """When the next command is due. After an overrun it begins anew, so that no burst of commands makes up for it."""
+    """Due times of commands, one per control period; an overrun restarts it, so that no burst of commands follows."""
 
     def __init__(
         self,
@@ -29,22 +31,25 @@ class Schedule:
         self._due_s: float | None = None
         self.punctuality = Punctuality()
         self.on_command: Callable[[float], None] = lambda late_s: None
-        """Told how late each command was written, s."""
+        """Called with the lateness of each command, s."""
 
     def forget(self) -> None:
-        """Begin anew with the next command: after a pause."""
+        """Restart with the next command, after a pause."""
         self._due_s = None
 
     def written(self) -> None:
-        """Take note that a command has just been written."""
-        now = self._clock()
-        late_s = 0.0 if self._due_s is None else max(now - self._due_s, 0.0)
-        self._note(late_s)
-        is_anew = self._due_s is None or late_s > OVERRUN_SHARE * self._period_s
-        self._due_s = (now if is_anew or self._due_s is None else self._due_s) + self._period_s
+        """Record that a command has just been written."""
+        now_s = self._clock()
+        if self._due_s is None:
+            self._due_s = now_s
+        late_s = max(now_s - self._due_s, 0.0)
+        self._count(late_s)
+        if late_s > OVERRUN_SHARE * self._period_s:
+            self._due_s = now_s
+        self._due_s += self._period_s
 
     def wait_to_observe(self) -> None:
-        """Sleep until it is time to look: so early that the next command can be thought of until it is due."""
+        """Sleep until the time to observe: early enough to choose the next command before it is due."""
         self._sleep_until(THINK_SHARE * self._period_s)
 
     def wait_to_command(self) -> None:
@@ -55,7 +60,7 @@ class Schedule:
         if self._due_s is not None:
             self._sleep(max(self._due_s - before_s - self._clock(), 0.0))
 
-    def _note(self, late_s: float) -> None:
+    def _count(self, late_s: float) -> None:
         found = self.punctuality
         found.commands += 1
         found.on_time += late_s <= ON_TIME_S
@@ -112,3 +117,13 @@ class RealTime(RobotWrapper):
     def _forget(self) -> None:
         self.schedule.forget()
         self._ahead = None
+
+
+def keeps_real_time(config: Config, robot: Robot) -> bool:
+    """Return whether the robot's time goes on while no process acts."""
+    return config.real_time or not isinstance(robot.unwrapped, SimulatedRobot)
+
+
+def leaves_a_core(config: Config, robot: Robot) -> bool:
+    """Return whether the actor leaves the learner a second core: on two cores not if it acts without a pause."""
+    return config.sync or keeps_real_time(config, robot) or (os.cpu_count() or 1) > 2

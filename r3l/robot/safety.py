@@ -1,4 +1,4 @@
-"""The last stage before any robot, the twin included: what reaches the wire is finite, in limits and slow enough."""
+"""The last limits before any robot, simulated or real: commands are finite, within the workspace and slow enough."""
 
 from __future__ import annotations
 
@@ -6,46 +6,50 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from r3l.robot.base import FloatArray, Joint, Robot, RobotError, RobotSpec
+from r3l.robot.base import FloatArray, Joint, Robot, RobotError, RobotSpec, SimulatedRobot
+from r3l.robot.pacing import RealTime
+from r3l.robot.rig import Rig
 from r3l.robot.wrapper import RobotWrapper
 
 MAX_OVERTRAVEL = 0.25
-"""Of its range, that a joint may be pushed beyond its limits; what reads farther off is no joint's place."""
+"""Share of its range that a joint may read beyond its limits; more is a sensor fault."""
+TOLERANCE_RAD = 1e-4
+"""A rig's joint limits may exceed the robot's by this much: TOML files hold rounded numbers."""
 
 
 @dataclass
 class SafetyCounters:
-    """How often commands were limited since `connect`."""
+    """Commands since `connect`, and how many of them were limited or refused."""
 
     commands: int = 0
     refused: int = 0
-    """Commands with a value that is not finite, or of the wrong length: nothing was sent."""
+    """Commands from or to a pose that is not finite, has the wrong length or is impossible; none of them was sent."""
     position_limited: int = 0
     speed_limited: int = 0
 
 
 class SafeRobot(RobotWrapper):
-    """A robot behind limits. Its spec shows the narrower joint limits that the workspace allows."""
+    """A robot behind the limits of a workspace; its spec shows the workspace's joint limits."""
 
     def __init__(self, robot: Robot, joints: tuple[Joint, ...], max_step_rad: float) -> None:
-        """Wrap `robot`; targets stay within `joints` and move at most `max_step_rad` per control period.
+        """Wrap `robot`: targets stay within `joints` and move at most `max_step_rad` per control period.
 
-        A joint found outside its workspace comes back one such step at a time.
+        A joint that is outside its workspace returns in steps of `max_step_rad`.
         """
+        super().__init__(robot)
         names = [joint.name for joint in robot.spec.joints]
         if [joint.name for joint in joints] != names:
             raise RobotError(
                 f"the rig has joints {[j.name for j in joints]}, the robot {names}; use the robot's own rig"
             )
         for own, allowed in zip(robot.spec.joints, joints, strict=True):
-            if not own.min_rad - 1e-4 <= allowed.min_rad < allowed.max_rad <= own.max_rad + 1e-4:
+            if not own.min_rad - TOLERANCE_RAD <= allowed.min_rad < allowed.max_rad <= own.max_rad + TOLERANCE_RAD:
                 raise RobotError(
                     f"rig joint {allowed.name!r} [{allowed.min_rad:.3f}, {allowed.max_rad:.3f}] rad does not fit robot "
                     f"joint {own.name!r} [{own.min_rad:.3f}, {own.max_rad:.3f}] rad; narrow the rig's limits"
                 )
         if not 0 < max_step_rad < np.inf:
             raise RobotError(f"max_step_rad is {max_step_rad}, expected a positive number of rad")
-        super().__init__(robot)
         self._spec = replace(robot.spec, joints=joints)
         self._max_step_rad = np.float32(max_step_rad)
         self._target_rad: FloatArray | None = None
@@ -55,33 +59,42 @@ class SafeRobot(RobotWrapper):
     def spec(self) -> RobotSpec:
         return self._spec
 
+    @property
+    def newest_target(self) -> FloatArray | None:
+        """The last target sent [A] (rad); None if the next command measures the pose first."""
+        return self._target_rad
+
     def connect(self) -> None:
-        self.robot.connect()
+        super().connect()
         self.counters = SafetyCounters()
         self.forget()
 
+    def relax(self) -> None:
+        self.forget()
+        super().relax()
+
     def forget(self) -> None:
-        """Measure again before the next command: after a pause, or after the robot was moved by other hands."""
+        """Measure the pose before the next command: after a pause, or after something else moved the robot."""
         self._target_rad = None
 
-    @property
-    def newest_target(self) -> FloatArray | None:
-        """The last target sent [A] (rad), or None when the next command measures first."""
-        return self._target_rad
-
-    def target(self) -> list[float] | None:
-        """Return the last target sent (rad), or None when the next command measures first."""
-        return None if self._target_rad is None else [float(value) for value in self._target_rad]
-
     def continue_from(self, target_rad: list[float] | None) -> None:
-        """Limit the next command from `target_rad`: after a resume in the world that `target` was read in."""
+        """Limit the next command's step from `target_rad`, the `newest_target` of the process before."""
         self._target_rad = None if target_rad is None else np.array(target_rad, np.float32)
+
+    def place(self, state: FloatArray, rng: np.random.Generator | None = None) -> None:
+        """Call `SimulatedRobot.place` of the robot below; the next command measures the pose first."""
+        robot = self.unwrapped
+        if not isinstance(robot, SimulatedRobot):
+            raise RobotError("the object of a real robot cannot be placed by a program; use a simulated robot")
+        robot.place(state, rng)
+        self.forget()
 
     def command(self, target_rad: FloatArray) -> FloatArray:
         """Limit `target_rad` to the workspace and to one step from the last target, send it, return it.
 
         Raises:
-            RobotError: a value is not finite or the length is wrong; nothing was sent.
+            RobotError: a value is not finite, or the length is wrong, or the measured pose is impossible; nothing was
+                sent.
         """
         asked = np.asarray(target_rad, np.float32)
         self.counters.commands += 1
@@ -100,13 +113,17 @@ class SafeRobot(RobotWrapper):
         self._target_rad = sent.copy()
         return sent
 
+    def counts(self) -> dict[str, int]:
+        """Return the counters by name."""
+        return asdict(self.counters)
+
     def _require_finite(self, joint_rad: FloatArray, what: str) -> None:
         if joint_rad.shape != self.spec.lower_rad.shape or not np.isfinite(joint_rad).all():
             self.counters.refused += 1
             raise RobotError(f"{what}: {joint_rad}, expected {len(self.spec.joints)} finite values in rad")
 
     def _require_possible(self, joint_rad: FloatArray) -> None:
-        """Refuse to begin a motion from where no joint can be: a step from there would be a leap from where it is."""
+        """Refuse to move from a pose that no joint can have: the first step would be a leap from the true pose."""
         own = self.robot.spec
         beyond = np.maximum(joint_rad - own.upper_rad, own.lower_rad - joint_rad)
         worst = int((beyond / (own.upper_rad - own.lower_rad)).argmax())
@@ -115,13 +132,12 @@ class SafeRobot(RobotWrapper):
             joint = own.joints[worst]
             raise RobotError(
                 f"command refused: joint {joint.name!r} reads {joint_rad[worst]:.2f} rad, expected about "
-                f"{joint.min_rad:.2f} to {joint.max_rad:.2f}; look after the joint and its calibration"
+                f"{joint.min_rad:.2f} to {joint.max_rad:.2f}; check the joint and its calibration"
             )
 
-    def relax(self) -> None:
-        self.forget()
-        self.robot.relax()
 
-    def counts(self) -> dict[str, int]:
-        """Return the counters by name."""
-        return asdict(self.counters)
+def make_safe(robot: Robot, rig: Rig, *, real_time: bool = False) -> SafeRobot:
+    """Put a robot behind its rig's limits; with `real_time` a simulated one takes as long as a real one."""
+    if real_time and isinstance(robot.unwrapped, SimulatedRobot):
+        robot = RealTime(robot)
+    return SafeRobot(robot, rig.limits, rig.max_step_rad)

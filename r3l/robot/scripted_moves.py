@@ -1,91 +1,60 @@
-"""The body of a run: its robot behind safety, as an environment, and what happens between episodes."""
+"""Moves of a robot by script: home between episodes, and through the whole range to free an object."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from r3l.config.errors import UserError
-from r3l.config.schema import Config
 from r3l.robot.base import FloatArray, Robot, SimulatedRobot
-from r3l.robot.env import RobotEnv
-from r3l.robot.pacing import RealTime
-from r3l.robot.safety import SafeRobot
-from r3l.task.base import Task
+from r3l.robot.rig import Rig
 
 
-class Body:
-    """The robot that a run trains on. Use `close` in a `finally`: it relaxes the robot."""
+class ScriptedMoves:
+    """The scripted moves of one robot."""
 
     def __init__(
-        self, config: Config, task: Task, robot: Robot, *, is_interrupted: Callable[[], bool] = lambda: False
+        self, robot: Robot, rig: Rig, homing_steps: int, *, is_interrupted: Callable[[], bool] = lambda: False
     ) -> None:
-        """Take a robot that is not yet connected; `is_interrupted` breaks moves home off."""
-        self.config, self.task, self.robot, self.is_interrupted = config, task, robot, is_interrupted
-        self.paced: Robot = self.robot
-        if config.real_time and isinstance(self.robot, SimulatedRobot):
-            self.paced = RealTime(self.robot)
-        self.safe = SafeRobot(self.paced, task.rig.limits, task.rig.max_step_rad)
-        self.env = RobotEnv(self.safe)
-        self.rng = np.random.default_rng(config.seed)
-        """Draws where diagnostic resets place the object."""
-        self.keeps_real_time = keeps_real_time(config, self.robot)
-        """Whether time goes on while nobody acts."""
+        """Move `robot`, the outermost wrapper; a move ends early once `is_interrupted` returns True.
 
-    def between(self) -> Callable[[], None] | None:
-        """Return what is done between two episodes, None for nothing."""
-        kind = self.config.phases.between
-        if kind == "nothing":
-            return None
-        if kind == "home":
-            return self.home
-        robot = self.robot
-        if not isinstance(robot, SimulatedRobot):
-            raise UserError(f"phases.between 'diagnostic-reset' needs a simulated robot, {self.config.robot!r} is none")
-
-        def place() -> None:
-            robot.place(self.task.random_states(1, self.rng)[0], self.rng)
-            self.safe.forget()
-
-        return place
+        `homing_steps` is the length of the move home in control periods.
+        """
+        self._robot, self._rig, self._homing_steps, self._is_interrupted = robot, rig, homing_steps, is_interrupted
 
     def home(self) -> None:
-        """Move the fingers home by script; the object is never touched on purpose."""
-        move(self.safe, self.task.rig.home_rad, self.config.phases.homing_steps, self.is_interrupted)
+        """Move the joints home."""
+        move(self._robot, self._rig.home_rad, self._homing_steps, self._is_interrupted)
 
     def sweep(self) -> None:
-        """Move all fingers through their whole range by script, to free an object that is stuck, then home."""
-        lower, upper = self.safe.spec.lower_rad, self.safe.spec.upper_rad
-        periods = int(np.ceil((upper - lower).max() / self.task.rig.max_step_rad))
+        """Move all joints through their whole range, to free an object that is stuck; then home."""
+        lower, upper = self._robot.spec.lower_rad, self._robot.spec.upper_rad
+        periods = int(np.ceil((upper - lower).max() / self._rig.max_step_rad))
         for pose in (lower, upper):
-            move(self.safe, pose, periods, self.is_interrupted)
+            move(self._robot, pose, periods, self._is_interrupted)
         self.home()
 
-    def world(self) -> bytes | None:
-        """Return a simulated robot's world, for a process that comes after this one."""
-        return self.robot.save_world() if isinstance(self.robot, SimulatedRobot) else None
+    def between(
+        self, kind: Literal["home", "nothing", "diagnostic-reset"], place: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        """Return what config key `phases.between` asks for, None for nothing; `place` puts the object somewhere else.
 
-    def close(self) -> None:
-        """Relax the robot and release it."""
-        self.env.close()
-
-
-def keeps_real_time(config: Config, robot: Robot) -> bool:
-    """Return whether time goes on for a robot while nobody acts."""
-    return config.real_time or not isinstance(robot, SimulatedRobot)
-
-
-def leaves_a_core(config: Config, robot: Robot) -> bool:
-    """Return whether a learner may keep two cores busy: not where its actor keeps one of two busy all the time."""
-    return config.sync or keeps_real_time(config, robot) or (os.cpu_count() or 1) > 2
+        Raises:
+            UserError: the object of a real robot cannot be placed.
+        """
+        if kind == "diagnostic-reset" and not isinstance(self._robot.unwrapped, SimulatedRobot):
+            raise UserError(
+                "phases.between 'diagnostic-reset' needs a simulated robot; set it to home, or use --robot twin"
+            )
+        return {"home": self.home, "nothing": None, "diagnostic-reset": place}[kind]
 
 
 def move(
     robot: Robot, target_rad: FloatArray, periods: int, is_interrupted: Callable[[], bool] = lambda: False
 ) -> None:
-    """Command one pose for so many control periods, unless interrupted."""
+    """Command one pose for a number of control periods, unless interrupted."""
     for _ in range(periods):
         if is_interrupted():
             return

@@ -138,8 +138,7 @@ def varied(robot: Robot, level: str, seed: int) -> Robot:
 def make(task: str, robot: str = "twin", *, render_mode: str | None = None) -> RobotEnv:
     """Build `r3l/TASK-v0`: a task's robot behind its rig's safety limits."""
     from r3l.robot.env import RobotEnv  # gymnasium takes a while to load, and `r3l tasks` does without
-    from r3l.robot.safety import SafeRobot
+    from r3l.robot.safety import make_safe
 
     known = load_task(task)
-    rig = known.rig
-    return RobotEnv(SafeRobot(load_robot(robot, known), rig.limits, rig.max_step_rad), render_mode)
+    return RobotEnv(make_safe(load_robot(robot, known), known.rig), render_mode)

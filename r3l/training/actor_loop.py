@@ -8,12 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from r3l.models.policy import build_policies
 from r3l.robot.base import RobotError, SimulatedRobot
+from r3l.robot.env import RobotEnv
 from r3l.robot.monitor import Monitor
-from r3l.robot.scripted_moves import Body
+from r3l.robot.pacing import keeps_real_time
+from r3l.robot.safety import make_safe
+from r3l.robot.scripted_moves import ScriptedMoves
 from r3l.run import files
 from r3l.run.directory import Run
 from r3l.run.disk_space import RESERVE_BYTES, can_write, is_full, quota_bytes
@@ -67,34 +71,42 @@ class ActorProcess:
         self._run, self._shared, self._is_ended = run, shared, is_ended
         self._config = config = run.config
         self._stack = ExitStack()
-        task = load_task(config.task)
-        camera = task.rig.camera
-        self._body = body = Body(config, task, robot_of(run.config, run.rig), is_interrupted=self._moves_on)
-        self._stack.callback(body.close)
+        self._task = task = load_task(config.task)
+        rig = task.rig
+        camera = rig.camera
+        robot = robot_of(run.config, run.rig)
+        self._safe = make_safe(robot, rig, real_time=config.real_time)
+        self._env = RobotEnv(self._safe)
+        self._stack.callback(self._env.close)
+        self._keeps_real_time = keeps_real_time(config, robot)
+        homing_steps = config.phases.homing_steps
+        self._moves = ScriptedMoves(self._safe, rig, homing_steps, is_interrupted=self._moves_on)
+        self._rng = np.random.default_rng(config.seed)
+        """Draws where diagnostic resets place the object."""
         self._writer = StoreWriter(run.experience, (camera.height, camera.width, 3))
         self._stack.callback(self._writer.close)
         self._disk: ThreadPoolExecutor = self._stack.enter_context(ThreadPoolExecutor(1, "world"))
         self._saved: Future[None] | None = None
-        if isinstance(body.robot, SimulatedRobot):
+        if isinstance(robot, SimulatedRobot):
             recorder = TruthRecorder(run.truth)
             self._stack.callback(recorder.close)
-            body.robot.on_period = recorder.record
+            robot.on_period = recorder.record
         goals = load_goals(run.goals, camera, task.minimum_goals)
-        self._monitor = Monitor(config, body, goals, run.event)
+        self._monitor = Monitor(config, self._safe, goals.train, run.event)
         device = torch.device("cpu")
         correlation = config.sac.noise_correlation
-        policies, _ = build_policies(config, body.robot.spec, device, noise_correlation=correlation)
+        policies, _ = build_policies(config, robot.spec, device, noise_correlation=correlation)
         self._policies = policies
         self._weights = Subscription(
-            run.acting_weights, config, body.robot.spec, device, lambda message: self._tell("weights", message)
+            run.acting_weights, config, robot.spec, device, lambda message: self._tell("weights", message)
         )
         self._actor = Actor(
-            body.env,
+            self._env,
             self._writer,
             policies,
             config.phases,
             seed=config.seed + self._writer.last()[0],  # a restarted actor does not draw the same again
-            between=self._monitor.between(self._between()),
+            between=self._monitor.between(self._between(), self._moves.sweep),
             inspect=self._monitor.inspect,
         )
         self._counted: dict[str, tuple[float, float]] = {}
@@ -106,8 +118,8 @@ class ActorProcess:
         self._holds: State | None = None
         """Why the robot does not act."""
         self._is_world_due = False
-        body.env.on_command = self._use_slack
-        self._monitor.checks.background.defers = True
+        self._env.on_command = self._use_slack
+        self._monitor.checks.background.is_deferred = True
 
     def __enter__(self) -> ActorProcess:
         return self
@@ -118,7 +130,7 @@ class ActorProcess:
     def run(self) -> None:
         """Act until the run is over or somebody stops it."""
         shared, actor = self._shared, self._actor
-        self._body.env.reset()
+        self._env.reset()
         self._restore_world()
         self._weights.start()
         self._stack.callback(self._weights.close)
@@ -142,16 +154,17 @@ class ActorProcess:
         """Do what takes time right after a command: until the next one there is a whole control period."""
         row, self._newest = self._newest, None
         if row is not None:
-            self._monitor.after_step(row, self._actor)
+            share = self._monitor.after_step(row.image, row.proprioception, self._actor.steps)
+            self._actor.phases.least_share = share
             self._shared["actor.phase"] = row.phase
-        self._monitor.checks.background.think()
+        self._monitor.checks.background.compare()
         self._look_at_disk()
         if self._is_world_due:
             self._save_world()
         self._note()
 
     def _between(self) -> Callable[[], None] | None:
-        usual = self._body.between()
+        usual = self._moves.between(self._config.phases.between, self._place)
         if usual is None:
             return None
 
@@ -160,6 +173,9 @@ class ActorProcess:
             usual()
 
         return do
+
+    def _place(self) -> None:
+        self._safe.place(self._task.random_states(1, self._rng)[0], self._rng)
 
     def _is_over(self) -> bool:
         done = self._actor.steps >= self._config.steps
@@ -180,7 +196,7 @@ class ActorProcess:
         """Park where that is wanted, relax, write what is pending. What was relaxed by people or fault is not moved."""
         if not self._must_end() and not self._monitor.ends_the_run and self._holds not in UNMOVED:
             self._go_home()
-        self._body.safe.relax()
+        self._safe.relax()
         self._save_world()
         self._note()
         if self._monitor.ends_the_run:
@@ -190,13 +206,13 @@ class ActorProcess:
 
     def _relax(self) -> None:
         try:
-            self._body.safe.relax()
+            self._safe.relax()
         except RobotError as error:
             self._tell("relax", str(error))
 
     def _go_home(self) -> None:
         try:
-            self._body.home()
+            self._moves.home()
         except RobotError as error:
             self._tell("robot", f"{error}; it is relaxed where it is")
 
@@ -207,7 +223,7 @@ class ActorProcess:
             return State.PAUSED if shared.wanted is Wanted.PAUSE else State.RELAXED
         if self._is_full():
             return State.DISK_FULL
-        if self._monitor.finding is not None:
+        if self._monitor.trouble is not None:
             return State.CHECK_FAILED
         if self._monitor.is_stuck:
             return State.STUCK
@@ -225,7 +241,7 @@ class ActorProcess:
 
         In real time that waits for an episode's end, and for a learner that updates: not while it re-encodes.
         """
-        if self._body.keeps_real_time:
+        if self._keeps_real_time:
             is_away = not self._shared["learner.ready"] or self._idle_s("learner.updates") > AWAY_S
             if is_away or self._actor.episode is not None:
                 return False
@@ -260,13 +276,13 @@ class ActorProcess:
 
     def _hold(self, reason: State) -> None:
         """Hold still until the reason is over: relaxed, but where the world stands still meanwhile."""
-        if reason is State.WAITING_FOR_LEARNER and not self._body.keeps_real_time:
+        if reason is State.WAITING_FOR_LEARNER and not self._keeps_real_time:
             self._shared["actor.state"] = reason
             time.sleep(POLL_S / 10)
             return
         self._actor.break_off()
         self._holds = reason
-        if reason is State.PAUSED and self._monitor.finding is None:
+        if reason is State.PAUSED and self._monitor.trouble is None:
             self._go_home()
         self._relax()
         self._shared["actor.state"] = reason
@@ -283,7 +299,7 @@ class ActorProcess:
             if reason is State.CHECK_FAILED and time.monotonic() - looked_s >= LOOK_EVERY_S:
                 looked_s = time.monotonic()
                 self._look_again()
-        self._monitor.forget()
+        self._monitor.forget_time()
         if not self._is_over():
             self._holds = None
         if reason in TOLD and not self._is_over():
@@ -292,13 +308,13 @@ class ActorProcess:
     def _detail(self, reason: State) -> str:
         if reason is State.DISK_FULL:
             return f" ({self._writer.failure or 'no room left on the disk or in the quota (quota_gib)'})"
-        if reason is State.CHECK_FAILED and self._monitor.finding is not None:
-            return f" ({self._monitor.finding.name})"
+        if reason is State.CHECK_FAILED and self._monitor.trouble is not None:
+            return f" ({self._monitor.trouble.name})"
         return ""
 
     def _look_again(self) -> None:
         try:
-            self._monitor.look_again()
+            self._monitor.recheck()
         except RobotError as error:
             self._tell("robot", f"{error}; trying again")
 
@@ -311,40 +327,40 @@ class ActorProcess:
 
     def _note(self) -> None:
         """Write on the board how things are."""
-        shared, safe = self._shared, self._body.safe
+        shared, safe = self._shared, self._safe
         shared["actor.steps"] = self._actor.steps
         shared["actor.unwritten"] = self._writer.unwritten
         shared["actor.version"] = self._weights.version
-        shared["actor.stuck_level"] = self._monitor.level
+        shared["actor.stuck_level"] = self._monitor.stuck.level
         for name, count in self._monitor.checks.counts.items():
             shared[f"check.{name}"] = count
         counters = safe.counts()
         for name in ("position_limited", "speed_limited", "refused", "commands"):
             shared[f"actor.{name}"] = counters[name]
-        found = self._body.paced.punctuality
+        found = safe.punctuality
         if found is not None:
             shared["actor.on_time"], shared["actor.overruns"] = found.on_time, found.overruns
             shared["actor.worst_late_s"] = found.worst_late_s
-        vitals = self._body.robot.vitals
+        vitals = safe.vitals
         if vitals is not None:
             for name, value in asdict(vitals).items():
                 shared[f"actor.{name}"] = value
 
     def _save_world(self) -> None:
         """Keep a simulated world for the process that comes after this one, as a real one keeps itself."""
-        world = self._body.world()
+        robot = self._safe.unwrapped
         self._is_world_due = False
-        if world is None or (self._saved is not None and not self._saved.done()):
+        if not isinstance(robot, SimulatedRobot) or (self._saved is not None and not self._saved.done()):
             return
         if self._saved is not None and self._saved.exception() is not None:
             print(f"the world cannot be saved: {self._saved.exception()}", flush=True)
-        self._saved = self._disk.submit(write_file, self._run.world, world)
+        self._saved = self._disk.submit(write_file, self._run.world, robot.save_world())
 
     def _restore_world(self) -> None:
-        robot = self._body.robot
+        robot = self._safe.unwrapped
         if isinstance(robot, SimulatedRobot) and self._run.world.exists():
             try:
                 robot.restore_world(files.read(self._run.world, MAX_WORLD_BYTES))
             except (RobotError, OSError, ValueError) as error:
                 self._tell("world", f"{error}; the world begins anew")
-            self._body.safe.forget()
+            self._safe.forget()

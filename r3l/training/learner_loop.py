@@ -19,7 +19,7 @@ from r3l.models.judge import load_judge
 from r3l.models.judge_training import fit_after_exploration
 from r3l.models.networks import channels_first
 from r3l.models.torch_setup import pick_device
-from r3l.robot.scripted_moves import leaves_a_core
+from r3l.robot.pacing import leaves_a_core
 from r3l.run.checkpoint import restore_newest, save_checkpoint
 from r3l.run.directory import Run
 from r3l.run.experience import ExperienceStore, StoreError

@@ -26,8 +26,8 @@ from r3l.models.networks import channels_first
 from r3l.models.torch_setup import pick_device
 from r3l.robot.base import Robot, SimulatedRobot
 from r3l.robot.env import HOLD_STEPS, RobotEnv
-from r3l.robot.safety import SafeRobot
-from r3l.robot.scripted_moves import keeps_real_time, leaves_a_core
+from r3l.robot.pacing import keeps_real_time, leaves_a_core
+from r3l.robot.safety import make_safe
 from r3l.run.disk_space import GIB, RESERVE_BYTES, Forecast, folder_bytes, forecast, quota_bytes, room_left
 from r3l.run.experience import PHASES, Row
 from r3l.run.goals import Goals, camera_problem
@@ -114,7 +114,7 @@ def separability(goals: NDArray[np.uint8], frames: NDArray[np.uint8]) -> float:
 
 def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]:
     """Take random steps in a simulated robot of its own: its frames and the seconds per step."""
-    env = RobotEnv(SafeRobot(robot, task.rig.limits, task.rig.max_step_rad))
+    env = RobotEnv(make_safe(robot, task.rig))
     rng = np.random.default_rng(0)
     frames = []
     try:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,8 +20,10 @@ from r3l.learner.rollback import Recovery
 from r3l.models.networks import channels_first
 from r3l.models.torch_setup import pick_device
 from r3l.robot.base import RobotError, SimulatedRobot
+from r3l.robot.env import RobotEnv
 from r3l.robot.monitor import Monitor
-from r3l.robot.scripted_moves import Body
+from r3l.robot.safety import make_safe
+from r3l.robot.scripted_moves import ScriptedMoves
 from r3l.run.checkpoint import restore_newest, save_checkpoint
 from r3l.run.directory import Run
 from r3l.run.experience import ExperienceStore
@@ -47,15 +50,18 @@ class Training:
         self.task = load_task(config.task)
         rig = self.task.rig
         self.goals = load_goals(run.goals, rig.camera, self.task.minimum_goals)
-        self.body = Body(config, self.task, robot_of(run.config, run.rig))
-        self.robot, self.safe, self.env = self.body.robot, self.body.safe, self.body.env
+        self.robot = robot_of(run.config, run.rig)
+        self.safe = make_safe(self.robot, rig, real_time=config.real_time)
+        self.env = RobotEnv(self.safe)
+        self.rng = np.random.default_rng(config.seed)
+        """Draws where diagnostic resets place the object."""
         self.store = ExperienceStore(run.experience, (rig.camera.height, rig.camera.width, 3))
         stack.callback(self.store.close)
         if isinstance(self.robot, SimulatedRobot):
             recorder = TruthRecorder(run.truth)
             stack.callback(recorder.close)
             self.robot.on_period = recorder.record
-        stack.callback(self.body.close)
+        stack.callback(self.env.close)
         self.learner = Learner(
             config,
             self.robot.spec,
@@ -63,18 +69,23 @@ class Training:
             device=self.device,
             true_reward=self.task.true_reward if config.reads_truth else None,
         )
-        self.monitor = Monitor(config, self.body, self.goals, self._tell)
+        self.monitor = Monitor(config, self.safe, self.goals.train, self._tell)
+        moves = ScriptedMoves(self.safe, rig, config.phases.homing_steps)
+        usual = moves.between(config.phases.between, self._place)
         self.actor = Actor(
             self.env,
             self.store,
             self.learner.policies(),
             config.phases,
             seed=config.seed,
-            between=self.monitor.between(self.body.between()),
+            between=self.monitor.between(usual, moves.sweep),
             inspect=self.monitor.inspect,
         )
         self.recovery = Recovery(self.learner, run.checkpoints, self._tell)
         self.env.reset()
+
+    def _place(self) -> None:
+        self.safe.place(self.task.random_states(1, self.rng)[0], self.rng)
 
     @property
     def has_failed(self) -> bool:
@@ -93,7 +104,7 @@ class Training:
             tensors["world"] = torch.frombuffer(bytearray(self.robot.save_world()), dtype=torch.uint8)
         everything: dict[str, Any] = {"learner": meta, "actor": actor_meta, "env": self.env.state()}
         everything["watch"] = self.recovery.state()
-        everything["rng"] = self.body.rng.bit_generator.state
+        everything["rng"] = self.rng.bit_generator.state
         save_checkpoint(self.run.checkpoints, self.actor.steps, tensors, everything, keep=self.config.keep_checkpoints)
         self.recovery.saved()
 
@@ -120,7 +131,7 @@ class Training:
         else:
             self.safe.forget()
         self.actor.restore(under_prefix("actor", tensors), meta["actor"], same_segment=is_same)
-        self.body.rng.bit_generator.state = meta["rng"]
+        self.rng.bit_generator.state = meta["rng"]
 
     def publish(self) -> int:
         """Write the weights that act at this step; return the step."""
@@ -158,11 +169,11 @@ def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], b
         row = actor.step()
         if training.has_failed:
             break
-        if training.monitor.finding is not None:
+        if training.monitor.trouble is not None:
             wait_until_well(training, is_stopped)
         if row is None:
             continue
-        training.monitor.after_step(row, actor)
+        actor.phases.least_share = training.monitor.after_step(row.image, row.proprioception, actor.steps)
         learner.follow(training.store)
         for watcher in watchers:
             watcher.on_step(actor.steps)
@@ -171,9 +182,9 @@ def loop(training: Training, watchers: list[Watcher], is_stopped: Callable[[], b
 def wait_until_well(training: Training, is_stopped: Callable[[], bool]) -> None:
     """Relax and look again every second until what failed a check passes."""
     training.safe.relax()
-    while training.monitor.finding is not None and not is_stopped():
+    while training.monitor.trouble is not None and not is_stopped():
         time.sleep(LOOK_EVERY_S)
-        training.monitor.look_again()
+        training.monitor.recheck()
     training.actor.break_off()
 
 

@@ -95,7 +95,7 @@ def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
 
 def is_timed(run: Run) -> bool:
     """Return whether the run's robot keeps the time of the clock on the wall: then commands come first."""
-    from r3l.robot.scripted_moves import keeps_real_time
+    from r3l.robot.pacing import keeps_real_time
     from r3l.task.registry import robot_of
 
     return keeps_real_time(run.config, robot_of(run.config, run.rig))
