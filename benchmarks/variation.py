@@ -22,12 +22,15 @@ from benchmarks.running import R3L, collect_goals, run_logged, train_command
 NAME = "variation"
 WORLDS = ("none", "shifted", "delayed")
 """Levels of `r3l evaluate --randomize`."""
+VARIED_LIGHT = ("mild", "strong")
+"""Levels that train with the variant domain-randomization; the others train with the default settings."""
 
 
 def learn(task: str, level: str, seed: int, steps: int, folder: Path) -> Path:
     """Train a level with a seed, or resume it; return the run directory."""
     run = folder / f"{level}-seed{seed}"
     words = ["--sync", "--randomize", level, "--steps", str(steps), "--seed", str(seed)]
+    words += ["--variant", "domain-randomization"] if level in VARIED_LIGHT else []
     words += ["--goals", str(folder / f"goals-{level}"), "--set", "evaluate_every=0"]
     run_logged(train_command(run, task, *words), folder / f"{run.name}.log")
     return run

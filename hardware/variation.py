@@ -11,7 +11,7 @@ from r3l.robot import Image
 from r3l.task import CameraPose
 
 REACH = {"none": (0.0, 0.0), "mild": (0.0, 0.5), "strong": (0.0, 1.0), "shifted": (1.0, 1.5), "delayed": (0.0, 0.0)}
-"""How far each quantity is from its nominal value, least and most, in units of AMOUNTS.
+"""Min and max distance of each quantity from its nominal value, in units of AMOUNTS, by level of `randomize`.
 
 mild and strong are for training; shifted is beyond either, for evaluation; delayed is the nominal world, each command
 one control period late.

@@ -2,14 +2,23 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from r3l.config.convert import from_dict, nearest, to_dict
+from r3l.config.convert import from_dict, merge, nearest, nested, to_dict
 from r3l.config.errors import UserError
+from r3l.config.page import meaning, page
 from r3l.config.presets import PRESETS, VARIANTS
-from r3l.config.schema import RANGES, Config
+from r3l.config.ranges import Setting, settings_of
+from r3l.config.schema import Config, Randomization
+from r3l.hardware.variation import REACH
+
+RANGES = {setting.key: setting.range for setting in settings_of(Config) if setting.range}
 
 
 def variant_of(preset: str, variant: str | None) -> Config:
@@ -115,7 +124,7 @@ def test_a_number_outside_its_range_is_named(key: str) -> None:
     for part in tables:
         table = table[part]
     whole = isinstance(table[name], int)
-    table[name] = RANGES[key][0] - 1 if whole else math.nan
+    table[name] = RANGES[key].low - 1 if whole else math.nan
     with pytest.raises(UserError, match=f"{key}.* expected"):
         from_dict(Config, values)
 
@@ -130,4 +139,61 @@ def test_every_number_has_a_range() -> None:
                 found.add(where + name)
         return found
 
-    assert numbers(to_dict(Config()), "") == set(RANGES) | {"seed"}
+    assert numbers(to_dict(Config()), "") == set(RANGES) - {"sac.hidden"}
+
+
+@pytest.mark.parametrize("setting", settings_of(Config), ids=lambda setting: setting.key)
+def test_every_setting_has_a_meaning(setting: Setting) -> None:
+    assert meaning(setting.key).endswith(".")
+
+
+def test_the_settings_page_is_what_the_code_gives() -> None:
+    written = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    assert written == page(), "python -m r3l.config.page >docs/settings.md"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sac.discount": 1.5}, "config key 'sac.discount' is 1.5, expected 0 to 1"),
+        ({"sac.discount": math.inf}, "config key 'sac.discount' is inf, expected 0 to 1"),
+        ({"steps": 0}, "config key 'steps' is 0, expected 1 to 1,000,000,000"),
+        ({"seed": -1}, "config key 'seed' is -1, expected 0 to"),
+        ({"sac.hidden": []}, r"config key 'sac.hidden' is \(\), expected 1 to 16 numbers of 1 to 65,536"),
+        ({"sac.hidden": [8, 0]}, r"config key 'sac.hidden' is \(8, 0\), expected 1 to 16 numbers"),
+        ({"sac.hidden": [8] * 17}, r"config key 'sac.hidden' is \(8, .*\.\.\.\), expected 1 to 16 numbers"),
+        ({"vae.image_size": 20}, "config key 'vae.image_size' is 20, expected 8 to 512, a multiple of 8"),
+        ({"checks.dark.threshold": 256.0}, "config key 'checks.dark.threshold' is 256.0, expected 0 to 255"),
+    ],
+)
+def test_a_value_outside_its_range_names_the_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_dict(Config, nested(values))
+
+
+def test_a_replaced_value_is_checked_too() -> None:
+    config = Config()
+    with pytest.raises(UserError, match=r"'sac\.discount' is 2\.0, expected 0 to 1"):
+        replace(config, sac=replace(config.sac, discount=2.0))
+
+
+def test_changes_are_laid_over_values_table_by_table() -> None:
+    values = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+    assert merge(values, nested({"b.d.e": 4, "b.f": 5})) == {"a": 1, "b": {"c": 2, "d": {"e": 4}, "f": 5}}
+    assert merge(values, {"a": {"x": 1}, "b": 2}) == {"a": {"x": 1}, "b": 2}
+    assert values == {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+
+
+def test_every_level_of_randomization_has_amounts() -> None:
+    assert tuple(REACH) == get_args(Randomization)
+
+
+def test_settings_need_no_other_package() -> None:
+    code = (
+        "import sys, types; package = types.ModuleType('r3l'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['r3l'] = package; import r3l.config, r3l.config.page; "
+        "print(*sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
+    )
+    folder = Path(__file__).parents[1] / "r3l"
+    command = [sys.executable, "-S", "-c", code, str(folder)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["__main__", "r3l"]

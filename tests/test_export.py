@@ -14,8 +14,8 @@ import pytest
 from conftest import RunMaker, tiny
 
 from r3l.cli.main import main
-from r3l.cli.settings import preset_config
 from r3l.config.errors import UserError
+from r3l.config.presets import preset_config
 from r3l.evaluation.export import export, load_policy, read_exported
 from r3l.evaluation.play import exported_of, open_policy, open_run, play
 from r3l.hardware.fake import Fake

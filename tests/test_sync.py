@@ -370,7 +370,8 @@ def shrunk(config: Config) -> Config:
 
 
 def variant(name: str) -> Config:
-    return VARIANTS[name](shrunk(PRESETS["default"]()))
+    config = VARIANTS[name](shrunk(PRESETS["default"]()))
+    return config if config.randomize == "none" else replace(config, robot="twin")
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pytest
 from conftest import RunMaker, tiny
 
-from r3l.cli.main import main
+from benchmarks.running import R3L
+from benchmarks.variation import learn
+from r3l.cli.main import main, parse
 from r3l.cli.settings import TrainCommand, resolve
+from r3l.config import Config
+from r3l.config.schema import Randomization
 from r3l.hardware import twin
 from r3l.hardware.twin import Twin
 from r3l.hardware.variation import AMOUNTS, EVERY, REACH, Worlds
@@ -222,13 +228,31 @@ def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(
     assert found[0] != found[1]
 
 
-def test_the_encoder_learns_to_leave_the_light_out_where_it_varies() -> None:
-    def jitter(*options: str, level: Literal["none", "strong", "delayed"]) -> float:
-        return resolve(TrainCommand(task="valve", randomize=level, set=options)).vae.jitter
+@pytest.mark.parametrize("level", get_args(Randomization))
+def test_a_level_alone_sets_one_key(level: Randomization) -> None:
+    found = resolve(TrainCommand(task="valve", randomize=level))
+    assert found == replace(Config(), task="valve", randomize=level)
 
-    assert jitter(level="strong") > 0.3
-    assert jitter("vae.jitter=0.1", level="strong") == 0.1
-    assert jitter(level="none") == jitter(level="delayed") == 0.0
+
+def test_the_variant_sets_the_level_and_prepares_the_encoder() -> None:
+    variant = ("domain-randomization",)
+    found = resolve(TrainCommand(task="valve", variant=variant))
+    assert (found.randomize, found.vae.jitter) == ("strong", 0.5)
+    found = resolve(TrainCommand(task="valve", variant=variant, randomize="mild", set=("vae.jitter=0.1",)))
+    assert (found.randomize, found.vae.jitter) == ("mild", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("level", "jitter"), [("none", 0.0), ("mild", 0.5), ("strong", 0.5), ("shifted", 0.0), ("delayed", 0.0)]
+)
+def test_the_benchmark_trains_each_level_as_its_records_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, jitter: float
+) -> None:
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr("benchmarks.variation.run_logged", lambda command, log: commands.append(command))
+    learn("valve", level, 3, 15_000, tmp_path)
+    found = resolve(parse(commands[0][len(R3L) :]))
+    assert (found.randomize, found.vae.jitter, found.seed, found.steps) == (level, jitter, 3, 15_000)
 
 
 @pytest.mark.parametrize(

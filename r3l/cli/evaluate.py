@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from r3l.cli.options import Level, OptionalInt, OptionalName, OptionalPath, ending_in_order, lines
+from r3l.cli.options import OptionalInt, OptionalName, OptionalPath, ending_in_order, lines
 from r3l.config.errors import UserError
+from r3l.config.schema import Randomization
 from r3l.evaluation.evaluator import evaluate_run
 from r3l.evaluation.export import export as write
 from r3l.evaluation.film import film as write_film
@@ -175,7 +176,7 @@ class EvaluateCommand:
     """Another robot than the run's to evaluate on, with the same joints; its results go to RUN/evaluation-ROBOT."""
     rig: OptionalPath = None
     """Its rig file, where it has one; the run's copy by default."""
-    randomize: Level = "none"
+    randomize: Randomization = "none"
     """How much the twin's world varies meanwhile; shifted is farther from it than any level for training."""
     by_eye: bool = False
     """From images alone on a simulated robot, too; into RUN/by-eye-1, -2, … where --out names no folder."""

@@ -11,8 +11,9 @@ import tyro
 
 from r3l.cli.goal_capture import HELP, GoalCapture, take_pictures
 from r3l.cli.goal_collection import collect_on_twin
-from r3l.cli.options import Level, OptionalPath, ending_in_order, lines
+from r3l.cli.options import OptionalPath, ending_in_order, lines
 from r3l.config.errors import UserError
+from r3l.config.schema import Randomization
 from r3l.robot.base import Robot, SimulatedRobot
 from r3l.robot.safety import SafeRobot
 from r3l.run.goals import TWIN_SOURCE, Images, read_folder, save_goals, split, variety_warnings
@@ -107,6 +108,6 @@ class GoalsCommand:
     """Robot to collect on; `r3l robots` lists them."""
     rig: OptionalPath = None
     """Its rig file, where it has one."""
-    randomize: Level = "none"
+    randomize: Randomization = "none"
     """How much the twin's world varies from picture to picture; take the level that the training will have."""
     seed: int = 0

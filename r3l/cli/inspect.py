@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from r3l.cli.settings import preset_config
 from r3l.cli.status import show
 from r3l.config.convert import to_dict
+from r3l.config.presets import preset_config
 from r3l.run.directory import Run
 from r3l.run.repair.check import check as verify
 from r3l.task.registry import load_task, robot_names, task_names

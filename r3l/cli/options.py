@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -42,6 +42,3 @@ OptionalName = Annotated[str | None, _optional("NAME")]
 
 
 OptionalPath = Annotated[Path | None, _optional("PATH")]
-
-
-Level = Literal["none", "mild", "strong", "shifted", "delayed"]

@@ -1,66 +1,69 @@
-"""The settings of a new run: preset, variants, config file, --set and the plain options, one over the other."""
+"""The settings of a new run: preset, variants, config file, --set and the plain options, in this order."""
 
 from __future__ import annotations
 
 import json
 import time
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from r3l.cli.options import Level, OptionalInt, OptionalName, OptionalPath, _optional
-from r3l.config.convert import from_dict, nearest, to_dict
+from r3l.cli.options import OptionalInt, OptionalName, OptionalPath, _optional
+from r3l.config.convert import from_dict, merge, nested, to_dict
 from r3l.config.errors import UserError
-from r3l.config.presets import PRESETS, VARIANTS
-from r3l.config.schema import MANY, Config
+from r3l.config.presets import preset_config
+from r3l.config.schema import MANY, Config, Randomization
 from r3l.run.files import MAX_JSON_BYTES, read
 
 MAX_HOURS = 24 * 365
-LIT, JITTER = ("mild", "strong"), 0.5
-"""Levels of --randomize whose light varies, and `vae.jitter` there, unless --config or --set says otherwise."""
 
 
 def resolve(command: TrainCommand) -> Config:
     """Return the config of a new run: preset, variants, config file, --set, then the plain options."""
-    if command.task is None:
-        raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
     values = to_dict(preset_config(command.preset, command.variant))
-    if command.randomize in LIT:
-        values["vae"]["jitter"] = JITTER
+    for changes in _changes(command):
+        values = merge(values, changes)
+    return from_dict(Config, values)
+
+
+def _changes(command: TrainCommand) -> Iterator[Mapping[str, Any]]:
     if command.config is not None:
-        _merge(values, read_config(command.config), "")
+        yield read_config(command.config)
     for item in command.set:
         key, separator, text = item.partition("=")
         if not separator:
             raise UserError(f"--set {item!r} has no value; expected KEY=VALUE, for example sac.batch_size=256")
-        change: Any = _plain(text)
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        _merge(values, change, "")
-    config = from_dict(Config, values)
-    given = {name: getattr(command, name) for name in ("task", "steps", "robot", "seed", "device", "update_ratio")}
-    given["randomize"] = command.randomize
-    given |= {name: True for name in ("sync", "real_time") if getattr(command, name)}
-    given["quota_gib"] = command.quota
-    if command.steps is None and ends_by_time(command):
-        given["steps"] = MANY
-    if command.task.endswith(".py"):
-        given["task"] = str(Path(command.task).absolute())  # so that the run goes on from any folder
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+        yield nested({key: _parsed(text)})
+    yield {key: value for key, value in _options(command).items() if value is not None}
+
+
+def _options(command: TrainCommand) -> dict[str, Any]:
+    """Return the config keys that have options of their own; None where the option is not given."""
+    if command.task is None:
+        raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
+    is_file = command.task.endswith(".py")
+    same = ("robot", "seed", "device", "randomize", "update_ratio")
+    return {name: getattr(command, name) for name in same} | {
+        "task": str(Path(command.task).absolute()) if is_file else command.task,  # a run goes on from any folder
+        "steps": MANY if command.steps is None and ends_by_time(command) else command.steps,
+        "sync": command.sync or None,
+        "real_time": command.real_time or None,
+        "quota_gib": command.quota,
+    }
 
 
 def ends_by_time(command: TrainCommand) -> bool:
-    """Return whether the clock says when the run ends."""
+    """Return whether the run ends at a time instead of at a step."""
     return command.hours is not None or command.until is not None
 
 
 def deadline(command: TrainCommand, now_epoch_s: float) -> float | None:
-    """Return when the run is to end (seconds of the epoch), None where only its steps say."""
+    """Return when the run ends, in seconds of the epoch; None if a step ends it."""
     if command.hours is not None and command.until is not None:
         raise UserError("--hours and --until both say when the run ends; give one of them")
     if command.hours is not None:
@@ -78,29 +81,7 @@ def deadline(command: TrainCommand, now_epoch_s: float) -> float | None:
     return end.timestamp()
 
 
-def preset_config(preset: str, variants: Sequence[str]) -> Config:
-    """Return a preset with variants applied; UserError names the nearest to an unknown one."""
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
-    config = PRESETS[preset]()
-    for name in variants:
-        if name not in VARIANTS:
-            raise UserError(f"unknown variant {name!r}; {nearest(name, VARIANTS)}")
-        config = VARIANTS[name](config)
-    return config
-
-
-def _merge(values: dict[str, Any], change: dict[str, Any], where: str) -> None:
-    for key, value in change.items():
-        if key not in values:
-            raise UserError(f"unknown config key {where + key!r}; {nearest(key, values)}")
-        if isinstance(values[key], dict) and isinstance(value, dict):
-            _merge(values[key], value, f"{where}{key}.")
-        else:
-            values[key] = value
-
-
-def _plain(text: str) -> Any:
+def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -109,11 +90,11 @@ def _plain(text: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train unattended from goal images: no resets, no reward function, nobody in the room.
+    """Train unattended from goal images: no resets, no reward function, no person in the room.
 
-    The run directory holds everything. Actor and learner are processes of their own under a supervisor, which restarts
-    what dies or hangs. Ctrl-C relaxes the robot at once and writes a checkpoint; --resume goes on from there. Before
-    the first action a pre-flight check says what to expect.
+    The run directory holds the whole run. Actor and learner are two processes; a supervisor restarts a process that
+    dies or hangs. Ctrl-C relaxes the robot at once and writes a checkpoint; --resume continues the run. A pre-flight
+    check before the first action says what to expect.
     """
 
     task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
@@ -125,40 +106,43 @@ class TrainCommand:
     goals: OptionalPath = None
     """Goal folder made by `r3l goals`; goals/TASK by default."""
     resume: OptionalPath = None
-    """Go on with this run directory instead of beginning one; --steps, --hours or --until may extend it."""
+    """Continue this run directory instead of a new one; --steps, --hours or --until may extend the run."""
     hours: Annotated[float | None, _optional("FLOAT")] = None
-    """End after so many hours, robot parked and relaxed, however many steps that are (unless --steps says)."""
+    """End after this many hours, robot parked and relaxed, at any number of env steps unless --steps is given."""
     until: Annotated[str | None, _optional("HH:MM")] = None
-    """End at this time of the day, as --hours does; a time that has passed is tomorrow's."""
+    """End at this time of day, as --hours does; a time that has passed is tomorrow's."""
     sync: bool = False
-    """Let actor and learner take turns in one process, deterministic by seed; nobody supervises it then."""
-    randomize: Annotated[Level | None, _optional("none|mild|strong|shifted|delayed")] = None
-    """How much the twin's world varies, by seed: light, camera, noise, dynamics, delays (docs/tasks.md)."""
+    """Run actor and learner in turns in one process, deterministic by seed and without a supervisor."""
+    randomize: Annotated[Randomization | None, _optional("|".join(get_args(Randomization)))] = None
+    """Domain randomization of the twin, by seed: light, camera, noise, dynamics, delays (docs/tasks.md).
+    --variant domain-randomization sets it to strong and prepares the encoder for varied light."""
     real_time: bool = False
-    """Let a simulated robot keep the control rate of the clock on the wall, as a real one does."""
+    """Run a simulated robot at the control rate of the wall clock, as a real robot always runs."""
     update_ratio: Annotated[float | None, _optional("FLOAT")] = None
-    """Updates of each agent per env step (1 by default); whichever of actor and learner is ahead waits."""
+    """Learner updates per env step (1 by default); whichever of actor and learner is ahead waits."""
     quota: Annotated[float | None, _optional("GIB")] = None
-    """GiB that the run directory may take; all that is free by default."""
+    """Max GiB of the run directory; all free space by default."""
     check: bool = False
     """Only print the pre-flight check."""
     preset: str = "default"
     """Settings to start from: default, or paper (like the authors' code)."""
     variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change the preset: no-perturbation, pixels, refreshed-encoder.
-    To find out why something does not learn, reading ground truth: diagnostic-true-reward, diagnostic-true-state,
+    """Change the preset: no-perturbation, pixels, refreshed-encoder, domain-randomization.
+    To find out why a task is not learned, with ground truth: diagnostic-true-reward, diagnostic-true-state,
     diagnostic-resets."""
     config: OptionalPath = None
-    """TOML file (or a run's config.json) whose keys override the preset; `r3l config` prints all keys."""
+    """TOML file (or a run's config.json) whose keys override the preset; docs/settings.md explains every key."""
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Override one key, for example --set sac.batch_size=256."""
     robot: OptionalName = None
     """Robot to train on; `r3l robots` lists them."""
     rig: OptionalPath = None
-    """Rig file of a robot with hardware, as `r3l calibrate` writes it; the run keeps a copy. With --resume, another."""
+    """Rig file of a robot with hardware, made by `r3l calibrate`; the run keeps a copy. With --resume it replaces that
+    copy."""
     seed: OptionalInt = None
+    """Seed of every random generator (0 by default)."""
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, _optional("auto|cpu|cuda")] = None
-    """Where the networks live."""
+    """Device of the networks."""
     runs: Path = Path("runs")
     """Folder that holds the run directories."""
 

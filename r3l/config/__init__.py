@@ -2,7 +2,7 @@
 
 from r3l.config.convert import from_dict, nearest, to_dict
 from r3l.config.errors import UserError
-from r3l.config.presets import PRESETS, VARIANTS
+from r3l.config.presets import PRESETS, VARIANTS, preset_config
 from r3l.config.schema import Config
 
-__all__ = ["PRESETS", "VARIANTS", "Config", "UserError", "from_dict", "nearest", "to_dict"]
+__all__ = ["PRESETS", "VARIANTS", "Config", "UserError", "from_dict", "nearest", "preset_config", "to_dict"]

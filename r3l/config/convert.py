@@ -1,4 +1,4 @@
-"""TODO r3l/config/convert.py."""
+"""Dataclasses from plain JSON values and back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from r3l.config.errors import UserError as UserError
+from r3l.config.errors import UserError
 
 T = TypeVar("T")
 
 
 def nearest(name: str, known: Any) -> str:
-    """Return `known` names as a hint, the nearest to `name` first."""
+    """Return a hint for an unknown name: the nearest known name, or all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
@@ -23,6 +23,25 @@ def nearest(name: str, known: Any) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain JSON values."""
     return dataclasses.asdict(config)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key as nested tables: {"sac.tau": 0.1} as {"sac": {"tau": 0.1}}."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tables = merge(tables, value)
+    return tables
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with `changes` laid over them, table by table."""
+    merged = dict(values)
+    for key, change in changes.items():
+        value = merged.get(key)
+        merged[key] = merge(value, change) if isinstance(value, Mapping) and isinstance(change, Mapping) else change
+    return merged
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
