@@ -1,1 +1,1 @@
-"""Cameras: where frames come from, what is made of them, and how new they are."""
+"""Cameras: sources of frames, their optics, and the age of each frame."""

@@ -1,4 +1,4 @@
-"""A camera that is always read: the newest frame with its time, the source opened again when it is lost."""
+"""A camera that a thread reads continuously: the newest frame with its time; a lost source is opened again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .settings import LOCKED, CameraSettings
 from .stream import Stream
 
 OPEN_S = 6.0
-"""The first frame may take so long."""
+"""Max time until the first frame."""
 REOPEN_S, MAX_REOPEN_S = 0.2, 5.0
-"""Pause before a lost source is opened again, doubled each time up to the most."""
+"""Pause before a lost source is opened again, doubled each time up to the max."""
 CLOSE_S = 2.0
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 CONTROLS = {
@@ -31,30 +31,30 @@ CONTROLS = {
     "white_balance_k": (cv2.CAP_PROP_WB_TEMPERATURE, cv2.CAP_PROP_AUTO_WB, 0.0),
     "focus": (cv2.CAP_PROP_FOCUS, cv2.CAP_PROP_AUTOFOCUS, 0.0),
 }
-"""What is locked: its property of OpenCV, that of its automatic, and the value that switches that off (V4L2)."""
+"""Lockable settings: OpenCV's property, the property of its automatic, the automatic's value for off (V4L2)."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a camera saw."""
+    """A frame of the camera."""
 
     image: Image
-    """[H, W, 3] uint8 RGB, of the robot's size."""
+    """[H, W, 3] uint8 RGB, in the robot's size."""
     time_s: float
-    """When it came, by the monotonic clock."""
+    """Monotonic time at which the frame arrived, s."""
     number: int
-    """Counts frames since the camera was opened, over losses."""
+    """Frames since the camera was opened, over losses."""
 
 
 class Camera:
-    """Reads a source in a thread of its own and keeps the newest frame. A context manager, or `open` and `close`."""
+    """A thread that reads a source and keeps the newest frame. Use as a context manager, or call `open` and `close`."""
 
     def __init__(self, settings: CameraSettings, spec: CameraSpec) -> None:
         self.settings = settings
         self.found: dict[str, float] = {}
-        """What the source says of its settings, by name, read back after each opening."""
+        """Settings that the source reports, by name, read back after each opening."""
         self.losses = 0
-        """How often the source was lost."""
+        """Times that the source was lost."""
         self._optics, self._stream = Optics(settings, spec), Stream(settings.source)
         self._newest: Frame | None = None
         self._why, self._is_hopeless = "no frame yet", False
@@ -63,10 +63,10 @@ class Camera:
         self._thread: threading.Thread | None = None
 
     def open(self, timeout_s: float = OPEN_S) -> None:
-        """Begin to read and wait for the first frame.
+        """Start to read and wait for the first frame.
 
         Raises:
-            RobotError: there is none in time, or a setting is not held; in one line with the next step.
+            RobotError: no frame arrives in time, or a setting is not held; one line with the next step.
         """
         if self._thread is not None:
             raise RobotError("the camera is already open; close it first")
@@ -85,11 +85,11 @@ class Camera:
             raise RobotError(problem)
 
     def close(self) -> None:
-        """End; safe to call twice."""
+        """Stop reading; safe to call twice."""
         thread, self._thread = self._thread, None
         self._is_over.set()
         if thread is not None:
-            thread.join(CLOSE_S)  # a driver that hangs is left behind
+            thread.join(CLOSE_S)  # a driver that hangs is abandoned
 
     def __enter__(self) -> Self:
         self.open()
@@ -102,15 +102,15 @@ class Camera:
 
     @property
     def torn(self) -> int:
-        """Pictures of a stream that were cut off, and left out."""
+        """Pictures of the stream that were cut off and therefore left out."""
         return self._stream.torn
 
     def newest(self) -> Frame | None:
-        """Return the newest frame, however old; None before the first."""
+        """Return the newest frame of any age; None before the first one."""
         return self._newest
 
     def trouble(self) -> str:
-        """Return in one line why there is no frame that is new enough; nothing where there is one."""
+        """Return one line that says why no frame is new enough; empty if one is."""
         frame = self._newest
         age_s = float("inf") if frame is None else time.monotonic() - frame.time_s
         if age_s <= self.settings.max_age_s:
@@ -120,7 +120,7 @@ class Camera:
         return f"the camera's newest frame is {age_s:.1f} s old ({limit}; {why}); it is opened again and again"
 
     def unheld(self) -> Iterator[str]:
-        """Yield which of the settings asked for the source does not have."""
+        """Yield the requested settings that the source does not have."""
         for name in LOCKED:
             wanted = getattr(self.settings, name)
             if wanted and self.found.get(name) != wanted[0]:
@@ -157,7 +157,7 @@ class Camera:
     def _seen(self, raw: Image) -> Image:
         try:
             return self._optics.see(raw)
-        except RobotError:  # it will not fit the next time either
+        except RobotError:  # the next frame will not fit either
             self._is_hopeless = True
             raise
 
@@ -195,7 +195,7 @@ class Camera:
             capture.release()
 
     def _set_up(self, capture: Any) -> None:
-        """Ask for size and rate, lock what is to be locked, and read back what came of it."""
+        """Request size and rate, lock the settings, and read all of them back."""
         settings = self.settings
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, settings.width)
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height)
@@ -209,7 +209,7 @@ class Camera:
             self.found[name] = capture.get(value)
 
     def _repeated(self, begin: Callable[[], Iterator[Image]]) -> Iterator[Image]:
-        """Yield a recording's frames at its rate, again and again."""
+        """Yield a recording's frames at its rate, in a loop."""
         due_s = time.monotonic()
         while True:
             is_empty = True
@@ -223,7 +223,7 @@ class Camera:
 
 
 def images(folder: Path) -> Iterator[Image]:
-    """Yield a folder's pictures by name, BGR."""
+    """Yield a folder's pictures in the order of their names, BGR."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -232,7 +232,7 @@ def images(folder: Path) -> Iterator[Image]:
 
 
 def advice(settings: CameraSettings) -> str:
-    """Return what to do about a source that gives nothing."""
+    """Return the next step for a source that gives no frame."""
     if settings.source.startswith("http"):
         return "open the address in a browser"
     found = sorted(str(each) for each in Path("/dev/v4l/by-id").glob("*"))

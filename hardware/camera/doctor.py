@@ -1,4 +1,4 @@
-"""What is wrong with a camera: does it open, keep its rate and settings, see the workspace as the goal images did?"""
+"""Camera checks: opening, rate and settings, and whether the camera sees the workspace as the goal images show it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 MIN_RATE = 0.8
-"""Share of the rate asked for that is to come; and so many frames per control period at least."""
+"""Min share of the requested rate, and min frames per control period."""
 FRAMES_PER_PERIOD = 1.5
 OTHER_LIGHT = 25.0
-"""Grey levels of 255 by which the light may differ from the goal images'."""
+"""Max difference in light from the goal images, grey levels of 255."""
 Level = Literal["ok", "note", "FAIL"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
     text: str
@@ -43,7 +43,7 @@ class Line:
 
 
 def look_at_camera(settings: CameraSettings, control_hz: float, goals: Goals | None) -> Iterator[Line]:
-    """Yield what is found of a camera, for a robot of a control rate."""
+    """Yield the result of each check of a camera, for a robot with the given control rate."""
     if not settings.source:
         yield Line("note", "camera: none in the rig; nothing can be learned from a picture of the joints")
         return
@@ -71,12 +71,12 @@ def look_at_camera(settings: CameraSettings, control_hz: float, goals: Goals | N
 
 
 def _watch(camera: Camera) -> tuple[NDArray[np.uint8], float]:
-    """Return the frames of a while, [N, H, W, 3], and how many came per second."""
+    """Return the frames of a few seconds, [N, H, W, 3], and the frames per second."""
     seen: dict[int, NDArray[np.uint8]] = {}
     began_s = time.monotonic()
     while time.monotonic() - began_s < LOOK_S:
         frame = camera.newest()
-        assert frame is not None  # it was opened
+        assert frame is not None  # the check for opening passed
         seen[frame.number] = frame.image
         time.sleep(0.005)
     return np.stack(list(seen.values())), (max(seen) - min(seen)) / LOOK_S
@@ -106,7 +106,7 @@ def _picture(frames: NDArray[np.uint8]) -> Iterator[Line]:
 
 
 def _compared(frames: NDArray[np.uint8], goals: Goals) -> Iterator[Line]:
-    """Compare with the goal images: the place of what hardly varies in them, and the light."""
+    """Compare the camera with the goal images: the position of their constant parts, and the light."""
     misplaced, limit = Background(goals.train).misplaced(frames), ChecksConfig().moved.threshold
     if misplaced > limit:
         text = f"camera: the goal images' background fits better elsewhere, by {misplaced:.2f}"

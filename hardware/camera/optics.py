@@ -1,4 +1,4 @@
-"""From a camera's frame to what the robot sees: undistorted, cropped, averaged to size; here and nowhere else."""
+"""Optics: from a camera's frame to the robot's image. Undistort, crop and average happen here alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import CameraSettings, crop_problems
 
 
 class Optics:
-    """Makes frames of one size into images of a robot's."""
+    """Converts frames of one size into the robot's images."""
 
     def __init__(self, settings: CameraSettings, spec: CameraSpec) -> None:
         self._settings, self._spec = settings, spec
@@ -22,7 +22,7 @@ class Optics:
         self._window = (0, 0, 0, 0)
 
     def see(self, frame: Image) -> Image:
-        """Return what is seen of a frame [H, W, 3] BGR: an image of the robot's size, RGB.
+        """Return the image of a frame [H, W, 3] BGR: RGB in the robot's size.
 
         Raises:
             RobotError: the crop is not inside a frame of this size.
@@ -40,7 +40,7 @@ class Optics:
         return image
 
     def _prepare(self, height: int, width: int) -> None:
-        """Compute once what depends on the frames' size."""
+        """Compute everything that depends on the frame size alone."""
         crop = self._settings.crop
         problem = next(crop_problems(crop, width, height), None)
         if problem is not None:
@@ -56,7 +56,7 @@ class Optics:
         self._size = (height, width)
 
     def _middle(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the largest window in the middle of a frame that has the image's proportions."""
+        """Return the largest central window of a frame with the image's aspect ratio."""
         spec = self._spec
         scale = min(width / spec.width, height / spec.height)
         wide, high = max(int(spec.width * scale), 1), max(int(spec.height * scale), 1)

@@ -1,4 +1,4 @@
-"""A picture source as an MJPEG stream over HTTP, with faults on demand: what a camera can be tried on without any."""
+"""An emulated camera: a picture source as an MJPEG stream over HTTP, with faults on demand."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from r3l.robot import Image
 
 BOUNDARY = "picture"
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-"""A real camera's picture is averaged down, and its compression with it; these are as small as what is learned from."""
+"""JPEG quality. A real camera's picture, and its compression, is averaged down; these pictures have the final size."""
 POLL_S = 0.01
 
 
 @dataclass
 class CameraFaults:
-    """What goes wrong with a served camera."""
+    """Faults of the served camera."""
 
     torn: float = 0.0
     """Share of pictures that are cut off."""
     stalls: bool = False
-    """Connections stay open and nothing comes."""
+    """Keep connections open and send nothing."""
     refuses: bool = False
-    """No new connection is taken, and those there are end."""
+    """Refuse new connections and end open ones."""
     freezes: bool = False
-    """The same picture again and again."""
+    """Send the same picture repeatedly."""
     dark: bool = False
 
 
 class CameraServer:
-    """Serves what `look` returns, [H, W, 3] RGB, at a rate. Use as a context manager, or `start` and `close`."""
+    """Serves the pictures of `look`, [H, W, 3] RGB. Use as a context manager, or call `start` and `close`."""
 
     def __init__(self, look: Callable[[], Image], fps: float = 30.0, *, port: int = 0, seed: int = 0) -> None:
         self.faults = CameraFaults()
         self.served = 0
-        """Pictures that were sent."""
+        """Pictures sent so far."""
         self._look, self._fps, self._rng = look, fps, np.random.default_rng(seed)
         self._last: Image | None = None
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class CameraServer:
                 server._serve(self)
 
             def log_message(self, format: str, *values: object) -> None:
-                """Say nothing."""
+                """Suppress the server's log lines."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
@@ -63,11 +63,11 @@ class CameraServer:
 
     @property
     def address(self) -> str:
-        """Where the stream is."""
+        """The address of the stream."""
         return f"http://127.0.0.1:{self._http.server_address[1]}/stream.mjpg"
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class CameraServer:
                 due_s = max(due_s + 1 / self._fps, time.monotonic())
                 time.sleep(max(due_s - time.monotonic(), 0.0))
         except OSError:
-            return  # nobody looks any more
+            return  # no client is left
 
     def _part(self) -> bytes:
         """Return the next picture as a part of the stream."""

@@ -1,4 +1,4 @@
-"""What a person sets for a camera: the `[camera]` table of a rig."""
+"""The `[camera]` table of a rig."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LOCKED = ("exposure", "gain", "white_balance_k", "focus")
-"""What a camera changes by itself, unless it is locked."""
+"""Properties that a camera changes by itself unless they are locked."""
 
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """Where frames come from and what is made of them; sizes in pixels."""
+    """The source of frames and their optics; sizes in pixels."""
 
     source: str = ""
-    """A device of /dev/v4l/by-id, the address of an MJPEG stream, a video file, a folder of images; none if empty."""
+    """A device of /dev/v4l/by-id, an MJPEG stream's address, a video file or a folder of images; empty for no camera."""
     width: int = 640
     height: int = 480
-    """Size of the frames that are asked for."""
+    """Requested frame size."""
     fps: float = 30.0
     crop: tuple[int, ...] = ()
-    """Left, top, width and height of what is seen of an undistorted frame; the middle square where nothing is set."""
+    """Left, top, width and height of the crop of an undistorted frame; the central square by default."""
     lens: tuple[float, ...] = ()
-    """fx, fy, cx, cy (px), then the distortion k1, k2, p1, p2 and so on, as OpenCV's calibrateCamera gives them."""
+    """fx, fy, cx, cy (px), then the distortion k1, k2, p1, p2 and so on, as OpenCV's calibrateCamera returns them."""
     exposure: tuple[float, ...] = ()
-    """What a device is locked to, in its own units (v4l2-ctl -l lists them); its automatic stays on without."""
+    """Locked values in the device's own units (v4l2-ctl -l lists them); the automatic stays on by default."""
     gain: tuple[float, ...] = ()
     white_balance_k: tuple[float, ...] = ()
     focus: tuple[float, ...] = ()
     max_age_s: float = 0.5
-    """An older frame than this is no observation."""
+    """Max age of a frame in an observation."""
 
 
 def settings_of_images(settings: CameraSettings) -> dict[str, tuple[float, ...]]:
-    """Return what makes an image look as it does, by name: what goal images and a run must have in common."""
+    """Return the settings that change how an image looks, by name: goal images and run must agree in them."""
     sizes = {"size": (float(settings.width), float(settings.height)), "crop": tuple(map(float, settings.crop))}
     return sizes | {"lens": settings.lens} | {name: getattr(settings, name) for name in LOCKED}
 
 
 def problems(settings: CameraSettings) -> Iterator[str]:
-    """Yield what is wrong, the key first."""
+    """Yield each problem, with its key first."""
     for key, least, most in (
         ("width", 16, 8192),
         ("height", 16, 8192),
@@ -61,7 +61,7 @@ def problems(settings: CameraSettings) -> Iterator[str]:
 
 
 def crop_problems(crop: tuple[int, ...], width: int, height: int) -> Iterator[str]:
-    """Yield what is wrong with a crop of frames of a size."""
+    """Yield the problems of a crop in frames of a size."""
     if not crop:
         return
     if len(crop) != 4:

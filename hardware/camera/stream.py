@@ -1,4 +1,4 @@
-"""An MJPEG stream over HTTP: whole pictures alone, and an end where it stalls."""
+"""An MJPEG stream over HTTP: whole pictures only, and an end if the stream stalls."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 from r3l.robot import Image, RobotError
 
 READ_S = 1.0
-"""A stream that says nothing for so long has stalled."""
+"""Silence after which a stream counts as stalled."""
 BEGIN, END = b"\xff\xd8", b"\xff\xd9"
-"""A JPEG picture's first and last bytes."""
+"""First and last bytes of a JPEG picture."""
 LENGTH = re.compile(rb"Content-Length:\s*(\d+)", re.IGNORECASE)
 NEXT = re.compile(rb"\r\n--[^\r\n]+\r\n(?:[A-Za-z-]+:[^\r\n]*\r\n)+\r\n")
-"""What begins the next part: a boundary and its headers."""
+"""Start of the next part: a boundary and its headers."""
 MAX_BYTES = 32 << 20
 CHUNK = 1 << 16
 
 
 class Stream:
-    """Pictures of one address, as they come."""
+    """The pictures of one address, in order of arrival."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -36,7 +36,8 @@ class Stream:
         """Yield pictures [H, W, 3] BGR until the stream ends or stalls.
 
         Raises:
-            RobotError: there is no such stream; OSError where it breaks off.
+            RobotError: there is no such stream.
+            OSError: the stream breaks off.
         """
         try:
             with urllib.request.urlopen(self._address, timeout=READ_S) as answer:
@@ -60,10 +61,9 @@ class Stream:
 
 
 def cut(data: bytes) -> tuple[bytes, bytes] | None:
-    """Return the first picture in a stream's bytes, and what is left; None where it is not all there yet.
+    """Return the first picture in a stream's bytes and the bytes after it; None if the picture is incomplete.
 
-    A picture that was cut off is empty. Where the part says how long it is that is believed, if a picture ends there:
-    pictures may hold smaller ones.
+    A cut-off picture is empty. A part's stated length counts if a picture ends there: pictures may contain smaller ones.
     """
     begin = data.find(BEGIN)
     if begin < 0:

@@ -1,4 +1,4 @@
-"""`r3l calibrate RIG`: a person moves the fingers by hand, and the rig's zeros, signs and limits are read off."""
+"""`r3l calibrate RIG`: a person moves the fingers by hand; zeros, signs and limits are read off."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .rig import NAMES, ClawRig, problems
 
 STEPS = ("zero", "signs", "limits")
 SAMPLES, STILL_RAD = 10, 0.02
-"""Readings of a pose, and how much they may differ."""
+"""Readings per pose, and their max spread."""
 MIN_TURN_RAD, OTHERS_RAD = 0.2, 0.6
-"""How far a joint must be turned to tell its sign."""
+"""Min rotation of a joint that tells its sign."""
 MARGIN_RAD = 0.05
-"""Limits are so far inside of where a joint was moved to."""
+"""Distance of a limit from the extreme position that the joint was moved to."""
 MIN_RANGE_RAD = 0.3
 DIRECTIONS = {
     "swing": "sideways, clockwise around the hand seen from above",
@@ -31,16 +31,16 @@ DIRECTIONS = {
     "tip": "inwards, so that the fingertip bends towards the axis of the hand",
 }
 Until = Callable[[str], Iterator[None]]
-"""until(text) tells a person what to do, and yields again and again until they have done it."""
+"""until(text) shows a person an instruction and yields repeatedly until the person has finished."""
 Say = Callable[[str], None]
 
 
 def calibrate(rig: ClawRig, until: Until, say: Say, steps: tuple[str, ...] = STEPS) -> ClawRig:
-    """Return the rig with what was read off; the servos have no torque all the while.
+    """Return the rig with the values read off. The servos have no torque meanwhile.
 
     Raises:
         RobotError: the servos are not those of the rig.
-        UserError: what was read off makes no rig; it says why.
+        UserError: the values make no valid rig; the message says why.
     """
     bus = Bus(rig.bus.port, rig.bus.baud_rate)
     chain = Chain(bus, rig.model, rig.drives, rig.limits)
@@ -58,13 +58,13 @@ def calibrate(rig: ClawRig, until: Until, say: Say, steps: tuple[str, ...] = STE
 
 
 class _Bench:
-    """The servos on the bench, and the person beside them."""
+    """The servos on the bench, and the instructions for the person beside them."""
 
     def __init__(self, chain: Chain, until: Until, say: Say) -> None:
         self._chain, self._until, self._say = chain, until, say
 
     def zero(self, rig: ClawRig) -> ClawRig:
-        """Read the servos' angles off where all joints are at 0."""
+        """Read the servos' angles while all joints are at 0."""
         while True:
             self._await("Hold all three fingers straight down, every joint at its zero; then Enter")
             samples = np.array([self._servo_rad() for _ in range(SAMPLES)])
@@ -78,7 +78,7 @@ class _Bench:
         return _with(rig, {name: {"offset_rad": round(float(a), 4)} for name, a in zip(NAMES, found, strict=True)})
 
     def signs(self, rig: ClawRig) -> ClawRig:
-        """Read off which way each servo turns."""
+        """Read the direction in which each servo turns."""
         found: dict[str, dict[str, Any]] = {}
         for at, name in enumerate(NAMES):
             finger, part = name.split("_")
@@ -96,7 +96,7 @@ class _Bench:
         return _with(rig, found)
 
     def limits(self, rig: ClawRig) -> ClawRig:
-        """Read off how far each joint may turn."""
+        """Read how far each joint turns."""
         chain = Chain(self._chain.bus, rig.model, rig.drives, rig.limits)
         while True:
             lowest = highest = chain.read().joint_rad

@@ -1,4 +1,4 @@
-"""`r3l doctor RIG`: what a first-time user gets wrong, one line each with the remedy."""
+"""`r3l doctor RIG`: checks for the mistakes of a first set-up, one line each with the remedy."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .hand import Hand, named
 from .rig import ClawRig
 
 SCAN_S = 1.2
-"""Every id has answered a broadcast by then."""
+"""Time by which every id has answered a broadcast."""
 NIGHT_GIB = 8.0
-"""A night of 500,000 steps."""
+"""Env steps of a night."""
 WATCHDOG_FIRMWARE = 38
 MAX_LATENCY_S = 0.002
 READS, MAX_MISSING = 200, 0.001
-"""Readings of all servos that are tried, and the share of answers that may be missing."""
+"""Readings of all servos in the test, and the max share of missing answers."""
 WIGGLE_RAD, WIGGLE_RAD_S, MIN_WIGGLE = 0.1, 0.5, 0.5
-"""How far a joint is sent, how fast, and what share of it must be seen."""
+"""Distance and speed of a wiggle, and the min share of it that must be measured."""
 SETTLING_S = 0.3
 BEYOND = 0.1
-"""Of its range, that a joint may be seen outside its limits."""
+"""Share of its range that a joint may read outside its limits."""
 
 
 def examine(
@@ -48,14 +48,14 @@ def examine(
     wiggles: bool = False,
     reboots: tuple[int, ...] = (),
 ) -> Iterator[Line]:
-    """Yield what is found, as it is found; torque is off afterwards.
+    """Yield each result as soon as it is known; torque is off afterwards.
 
     Args:
-        rig: of the hand.
-        folder: where runs are to be kept.
-        goals: what the camera is to see the workspace as.
-        wiggles: whether every joint is moved a little, slowly, where nothing forbids it.
-        reboots: ids of servos to start anew first, which clears their hardware errors.
+        rig: the hand's rig.
+        folder: the folder for runs.
+        goals: goal images to compare the camera with.
+        wiggles: move every joint a little, slowly, unless a result forbids it.
+        reboots: ids of servos to reboot first, which clears their hardware errors.
     """
     bus = Bus(rig.bus.port, rig.bus.baud_rate)
     chain = Chain(bus, rig.model, rig.drives, rig.limits)
@@ -133,7 +133,7 @@ def _look_at_servos(rig: ClawRig, chain: Chain, reboots: tuple[int, ...]) -> Ite
 
 
 def _look_at_other_rates(chain: Chain) -> Iterator[Line]:
-    """Ask at every baud rate, which takes some seconds."""
+    """Search at every baud rate, which takes some seconds."""
     port = chain.bus.port
     for baud_rate in BAUD_RATES:
         if baud_rate == port.baud_rate:
@@ -143,7 +143,7 @@ def _look_at_other_rates(chain: Chain) -> Iterator[Line]:
             with Bus(port.path, baud_rate) as other:
                 found = other.scan(SCAN_S)
         except PortError:
-            continue  # the adapter cannot do this one
+            continue  # the adapter does not support this rate
         if found:
             ids = ", ".join(map(str, sorted(found)))
             advice = f"set bus.baud_rate = {baud_rate} in the rig, or {port.baud_rate} in the servos (DYNAMIXEL Wizard)"
@@ -178,7 +178,7 @@ def _look_at_identity(
 
 
 def _look_at_settings(chain: Chain, there: dict[int, Pong]) -> Iterator[Line]:
-    """Say what a run will change, since other programs may count on it."""
+    """Name the settings that a run will change, since other programs may rely on them."""
     model = chain.model
     for name in ("operating_mode", "homing_offset", "drive_mode", "return_delay_time"):
         wanted = chain.settings()[name]
@@ -227,7 +227,7 @@ def _look_at_wire(chain: Chain) -> Iterator[Line]:
 
 
 def _wiggle(rig: ClawRig) -> Iterator[Line]:
-    """Move one joint after the other a little, slowly; whoever watches sees which one."""
+    """Move one joint after the other a little, slowly, so that a person sees which joint moves."""
     slow = replace(rig, strength=replace(rig.strength, speed_rad_s=min(WIGGLE_RAD_S, rig.strength.speed_rad_s)))
     hand = Hand(slow)
     hand.open()
@@ -252,7 +252,7 @@ def _wiggle(rig: ClawRig) -> Iterator[Line]:
 
 
 def _sent(hand: Hand, target_rad: FloatArray) -> FloatArray:
-    """Send all joints somewhere and wait until they are there, or should be; return where they are."""
+    """Send all joints to a target and wait until they should be there; return their positions."""
     periods = round(hand.rig.control_hz * (SETTLING_S + WIGGLE_RAD / WIGGLE_RAD_S))
     for _ in range(periods):
         hand.send(target_rad)
@@ -263,10 +263,10 @@ def _sent(hand: Hand, target_rad: FloatArray) -> FloatArray:
 
 
 def _holder(path: str) -> str:
-    """Return which process has a port open, as far as this user may see; nothing where none does."""
+    """Return the process that has a port open, as far as this user may see; empty for none."""
     real = os.path.realpath(path)
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+        with contextlib.suppress(OSError):  # another user's process, or it ended meanwhile
             is_open = any(os.path.realpath(each) == real for each in (process / "fd").iterdir())
             if is_open and process.name != str(os.getpid()):
                 words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

@@ -1,10 +1,11 @@
-"""The whole stack without hardware: the hand's driver and camera on emulated servos whose fingers are the twin's.
+"""The emulated stack: the hand's driver and camera on emulated servos whose fingers are the twin's.
 
-The driver's bytes go over a pseudo-terminal, the pictures over HTTP; what moves and what is seen is PyBullet's. Time is
-the world's: a control period goes by in `observe`, as fast as this machine can, or as `--real-time` says.
+The driver's bytes go over a pseudo-terminal, the pictures over HTTP; PyBullet moves the fingers and draws the pictures.
+Time is the world's: a control period passes in `observe`, as fast as this machine can, or in real time with
+`--real-time`.
 
-The environment variable R3L_STACK_FAULTS makes faults, {"corrupt": 0.01, "camera_lost_every": 36000} for example: the
-share of packets with a bit turned, and after how many observations the camera is lost for a few.
+The environment variable R3L_STACK_FAULTS orders faults, for example {"corrupt": 0.01, "camera_lost_every": 36000}: the
+share of packets with a flipped bit, and the number of observations between two short losses of the camera.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from .rig import ClawRig, default_rig, read_rig_for
 from .robot import DClaw
 
 FPS = 200.0
-"""Pictures are served as they come; one that nobody follows is served again after REPEAT_S."""
+"""A picture is served as soon as it exists; an old one is served again after REPEAT_S."""
 REPEAT_S = 0.1
 FRAME_S, MAX_AGE_S = 2.0, 1.5
-"""A new picture is on its way through server and camera for less than this, or the camera is lost; older is none."""
+"""Max delay of a new picture through server and camera; a picture older than this counts as lost."""
 IDLE_SPEED_RAD_S = 8.0
 FAULTS_VARIABLE = "R3L_STACK_FAULTS"
 LOST_FOR = 5
@@ -60,13 +61,13 @@ class StackFaults:
     """Faults of wire and camera."""
 
     corrupt: float = 0.0
-    """Share of packets with a bit turned."""
+    """Share of packets with a flipped bit."""
     camera_lost_every: int = 0
-    """Observations after which the camera is lost; 0: never."""
+    """Observations between two losses of the camera; 0 for none."""
 
     @classmethod
     def ordered(cls) -> StackFaults:
-        """Return those of the environment variable; UserError where it cannot be read."""
+        """Return the faults of the environment variable; UserError if it cannot be read."""
         text = os.environ.get(FAULTS_VARIABLE, "{}")
         try:
             return from_dict(cls, json.loads(text))
@@ -75,7 +76,7 @@ class StackFaults:
 
 
 class Shutter:
-    """The newest picture of the world, waited for by the camera's server."""
+    """The newest picture of the world, for which the camera's server waits."""
 
     def __init__(self) -> None:
         self._picture: Image = np.zeros((1, 1, 3), np.uint8)
@@ -83,13 +84,13 @@ class Shutter:
         self._condition = threading.Condition()
 
     def show(self, picture: Image) -> None:
-        """Have a new picture."""
+        """Publish a new picture."""
         with self._condition:
             self._picture, self._number = picture, self._number + 1
             self._condition.notify_all()
 
     def wait(self) -> Image:
-        """Return a picture that was not served yet, or the same once more after a while."""
+        """Return a picture that was not served yet, or the last one again after a while."""
         with self._condition:
             self._condition.wait_for(lambda: self._number != self._served, REPEAT_S)
             self._served = self._number
@@ -97,12 +98,12 @@ class Shutter:
 
 
 class EmulatedClaw(SimulatedRobot):
-    """The twin's world behind the real driver. What a simulator alone can do goes to the twin, around the driver."""
+    """The twin's world behind the real driver. Abilities of a simulator alone go directly to the twin."""
 
     identical_frames = "at rest"
 
     def __init__(self, twin: Twin, rig: ClawRig, camera: CameraSpec, faults: StackFaults | None = None) -> None:
-        """Put `rig`'s servos and camera in front of a twin; its port and source are made here."""
+        """Put `rig`'s servos and camera in front of a twin; port and source are created here."""
         self.twin, self._camera = twin, camera
         self._faults = faults or StackFaults()
         self._looks = 0
@@ -163,7 +164,7 @@ class EmulatedClaw(SimulatedRobot):
             raise
 
     def _servos(self) -> list[Servo]:
-        """Return servos that are where the twin's joints are."""
+        """Return servos at the positions of the twin's joints."""
         servos = []
         for joint, drive in enumerate(self._rig.drives):
             servo = Servo(drive.id, self._rig.model)
@@ -237,7 +238,7 @@ class EmulatedClaw(SimulatedRobot):
     # The world
 
     def _advance(self) -> None:
-        """Let a control period go by: the servos' registers drive the twin's joints."""
+        """Simulate a control period: the servos' registers drive the twin's joints."""
         assert self.emulator is not None
         substeps = round(SUBSTEPS_PER_S / self._rig.control_hz)
         with self.emulator.lock:
@@ -259,7 +260,7 @@ class EmulatedClaw(SimulatedRobot):
                 self.twin.turn(joint, 0.0, 0.0, IDLE_SPEED_RAD_S)
 
     def _settle(self) -> None:
-        """Let the servos feel where their joints are, and a control period's warmth."""
+        """Give the servos their joints' positions, and the heat of a control period."""
         assert self.emulator is not None
         states = self.twin.joint_states()
         with self.emulator.lock:
@@ -277,7 +278,7 @@ class EmulatedClaw(SimulatedRobot):
             self.server.faults.refuses = self._looks > every and self._looks % every < LOST_FOR
 
     def _show(self) -> None:
-        """Have the camera see the world as it is, and wait until it has."""
+        """Show the world to the camera, and wait until the picture has arrived."""
         camera = self.claw.camera
         since_s = time.monotonic()
         self._shutter.show(self.twin.look())
@@ -293,7 +294,7 @@ class EmulatedClaw(SimulatedRobot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> EmulatedClaw:
-    """Build the stack for a task: what `--robot dclaw-emulated` means. A rig file gives it limits and calibration."""
+    """Build the stack for a task: the robot of `--robot dclaw-emulated`. A rig file sets its limits and calibration."""
     if diagnostic:
         raise UserError("robot 'dclaw-emulated' has no diagnostic variants; use --robot twin")
     found = read_rig_for(rig, task) if rig else replace(default_rig(), control_hz=task.rig.control_hz)

@@ -1,4 +1,4 @@
-"""What the hand may be sent to: inside its joints' limits and its workspace, never faster than allowed."""
+"""The envelope of the hand's targets: joint limits, workspace and max step."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from .rig import ClawRig
 
 LEASH_RAD = 0.4
-"""Farther than this from where it was measured last no joint is sent: one that is held does not push ever more."""
+"""Max distance of a target from the last measured position: a joint that is held must not push ever harder."""
 SHARES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0])
-"""Places on the way of a move that are looked at, and how far a finger goes that must not go all the way."""
+"""Positions along a move that are checked, and the shares of a move that a finger may go if not all of it."""
 COUNT_RAD = 2 * np.pi / 4096
-"""A servo rounds its goal to these."""
+"""Resolution to which a servo rounds its goal."""
 
 
 class Envelope:
-    """Limits targets, whatever asks for them."""
+    """Limits every target, whoever sends it."""
 
     def __init__(self, joints: tuple[Joint, ...], max_step_rad: float, kinematics: Kinematics) -> None:
-        """Targets stay within `joints` and move at most `max_step_rad` at once."""
+        """Keep targets within `joints`, and each move within `max_step_rad`."""
         self._lower = np.array([joint.min_rad for joint in joints], np.float64)
         self._upper = np.array([joint.max_rad for joint in joints], np.float64)
         self._max_step_rad, self._kinematics = max_step_rad, kinematics
 
     @classmethod
     def of(cls, rig: ClawRig) -> Envelope:
-        """Return a rig's."""
+        """Return the envelope of a rig."""
         joints = tuple(drive.joint for drive in rig.drives)
         step_rad = rig.strength.speed_rad_s / rig.control_hz
         return cls(joints, step_rad, Kinematics(rig.geometry, rig.workspace))
 
     def limit(self, target_rad: FloatArray, from_rad: FloatArray, measured_rad: FloatArray | None = None) -> FloatArray:
-        """Return the pose nearest to `target_rad` that may be sent after `from_rad`, [A] rad each.
+        """Return the allowed pose nearest to `target_rad` for a move that starts at `from_rad`, [A] rad each.
 
-        A hand that is outside, since somebody put it there, may come back, and go no farther out. A finger that
-        must not go all the way goes part of it; the others are not held up. The rules hold between where fingers are
-        sent, and between each and where the others were measured, which may be held somewhere.
+        A hand that was put outside may come back, and go no farther out. A finger that may not go all the way goes part
+        of it; the other fingers are not delayed. The rules hold between the fingers' targets, and between each target
+        and the measured positions of the other fingers, which may be held.
         """
         begin = np.asarray(from_rad, np.float64)
         measured = begin if measured_rad is None else np.where(np.isnan(measured_rad), begin, measured_rad)
@@ -57,7 +57,7 @@ class Envelope:
         return target.astype(np.float32)
 
     def _by_finger(self, begin: Array, target: Array, measured: Array, allowed: Array) -> Array:
-        """Move one finger after the other as far as it may go, also beside those that move at the same time."""
+        """Move one finger after the other as far as it may go, also beside the fingers that move at the same time."""
         pose = begin.copy()
         for finger in range(FINGERS):
             part = np.s_[3 * finger : 3 * finger + 3]
@@ -71,13 +71,13 @@ class Envelope:
         return pose
 
     def _free(self, begin: Array, target: Array, measured: Array, allowed: Array) -> int:
-        """Return how many of SHARES of a move may be gone, one behind the other."""
+        """Return how many of SHARES of a move are allowed, counted from its start."""
         poses = begin + SHARES[:, None] * (target - begin)
         keeps = (self._excesses(poses, measured) <= allowed).all((1, 2))
         return len(SHARES) if keeps.all() else int(keeps.argmin())
 
     def _excesses(self, poses: Array, measured: Array) -> Array:
-        """Return by how much poses [N, A] break the rules: by themselves, and each finger beside the others' measured.
+        """Return by how much poses [N, A] break the rules, alone and beside the other fingers' measured positions.
 
         [N, 1 + FINGERS, R], m.
         """

@@ -1,4 +1,4 @@
-"""The guard: what the servos' own readings say about the hand's health, and what is done about it."""
+"""The guard: judges the hand's health by its servos' readings, and decides what follows."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from r3l.robot import Trouble
 from ..dynamixel.chain import Drive, Readings
 
 MAX_REBOOTS, MAX_RESTORATIONS, WITHIN_S = 3, 10, 300.0
-"""Of one servo after overloads, and after it lost its torque or settings; then a person must look."""
+"""Max restorations of one servo, after overloads and after lost torque or settings; then a person must check it."""
 MAX_SILENT = 5
 """Readings of one servo that may be missing in a row."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """Where a servo's readings become trouble."""
+    """Limits from which a servo's readings are a trouble."""
 
     warm_c: float = 60.0
-    """A servo that is warmer makes the hand rest and cool."""
+    """A warmer servo makes the hand rest and cool."""
     cool_c: float = 50.0
-    """The rest is over when every servo is cooler."""
+    """The rest ends when every servo is cooler."""
     hot_c: float = 70.0
-    """A servo that is hotter ends the run; the servo itself takes its torque off too."""
+    """A hotter servo ends the run; the servo also takes its own torque off."""
     min_voltage_v: float = 10.5
     max_voltage_v: float = 14.0
 
 
 class Guard:
-    """Judges readings one after the other. What latches stays until a person looked and began anew."""
+    """Judges readings in sequence. A latched trouble stays until a person restarts the hand."""
 
     def __init__(self, health: Health, drives: Sequence[Drive]) -> None:
         """Judge readings in the order of `drives`."""
@@ -45,27 +45,27 @@ class Guard:
         self._latched: dict[str, Trouble] = {}
 
     def begin_anew(self) -> None:
-        """Forget what readings said, since a person started the hand; how often servos were rebooted stays known."""
+        """Clear latched troubles, since a person restarted the hand; the count of reboots stays."""
         self._silent[:], self._is_warm[:] = 0, False
         self._latched.clear()
 
     @property
     def latched(self) -> tuple[Trouble, ...]:
-        """What only a person may clear."""
+        """Troubles that only a person may clear."""
         return tuple(self._latched.values())
 
     def judge(self, readings: Readings) -> list[Trouble]:
-        """Return what is wrong, by these readings and the ones before."""
+        """Return the troubles in these readings, given the ones before."""
         found = [*self._temperature(readings), *self._voltage(readings), *self._silence(readings)]
         return [*self.latched, *(each for each in found if each.name not in self._latched)]
 
     def latch(self, drive: Drive, what: str, advice: str) -> None:
-        """Take note of what only a person may clear."""
+        """Latch a trouble that only a person may clear."""
         trouble = _trouble("latched", "stop", drive, what, f"{advice}, then r3l train --resume")
         self._latched[trouble.name] = trouble
 
     def is_too_often(self, kind: str, servo: int, most: int, now_s: float) -> bool:
-        """Count that something was done for a servo; return whether that was more than `most` times lately."""
+        """Count an action on a servo; return whether it happened more than `most` times recently."""
         times = self._history[kind, servo]
         while times and now_s - times[0] > WITHIN_S:
             times.popleft()
@@ -92,7 +92,7 @@ class Guard:
             yield Trouble("voltage", "pause", problem)
 
     def voltage_problem(self, readings: Readings) -> str:
-        """Return in one line which servo's supply is wrong; nothing where all are well."""
+        """Return one line that names the servo with a wrong supply; empty if all are right."""
         health, found = self._health, readings.voltage_v
         for drive, volts in zip(self._drives, found, strict=True):
             if volts < health.min_voltage_v or volts > health.max_voltage_v:
