@@ -1,4 +1,4 @@
-"""An in-memory robot with a dial: fast, exact to restore, for tests and for trying the commands without a simulator."""
+"""An in-memory robot with a dial: fast, exact to restore, for tests and for trying commands without a simulator."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from r3l.robot import (
 from r3l.task import Task
 
 LAG = 0.6
-"""Share of the way to its target that a joint covers in one control period."""
+"""Share of the distance to its target that a joint covers in one control period."""
 TURN_PER_RAD = 1.0
-"""How far the dial turns per rad that the first joint moves."""
+"""Rotation of the dial per rad of the first joint."""
 
 
 class Fake(SimulatedRobot):
-    """Joints that lag behind their targets; the first one turns a dial, whose pointer is all that the camera sees."""
+    """Joints that lag behind their targets; the first joint turns a dial. The camera shows the dial's pointer alone."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Fake(SimulatedRobot):
         self._dial_rad = self._velocity_rad_s = self._time_s = 0.0
         self._is_connected = False
         self.pushes_from_rad: float | None = None
-        """Where the joint begins to push the dial, which then stays there; None: it turns the dial to and fro."""
+        """Joint position from which the joint pushes the dial, which stays there; None: the dial turns both ways."""
         self.is_stuck = False
-        """Whether the dial does not turn, whatever the joint does."""
+        """Whether the dial is stuck, whatever the joint does."""
 
     @property
     def spec(self) -> RobotSpec:
@@ -106,7 +106,7 @@ class Fake(SimulatedRobot):
         self._joint_rad, self._target_rad = np.array(joints, np.float32), None
 
     def _turn(self, move_rad: float) -> float:
-        """Return how far the dial turns while the first joint moves, rad."""
+        """Return the dial's rotation during a motion of the first joint, rad."""
         if self.is_stuck:
             return 0.0
         if self.pushes_from_rad is not None:
@@ -118,7 +118,7 @@ class Fake(SimulatedRobot):
             raise RobotError("the fake robot is not connected; call connect() first")
 
     def _render(self) -> Image:
-        """Draw the pointer as a bright line from the middle of a dark image."""
+        """Draw the pointer as a bright line from the centre of a dark image."""
         height, width = self._spec.camera.height, self._spec.camera.width
         image = np.full((height, width, 3), 40, np.uint8)
         reach = np.linspace(0.1, 0.45, 2 * max(height, width))
@@ -131,7 +131,7 @@ class Fake(SimulatedRobot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False) -> Fake:
-    """Build a fake with the joints and the camera of a task's rig, its goal in the middle of the task's goals."""
+    """Build a fake with the joints and the camera of a task's rig; its goal is the mean of the task's goals."""
     rig = task.rig
     goal_rad = float(task.goal_states(64, np.random.default_rng(0))[:, 0].mean())
     return Fake(

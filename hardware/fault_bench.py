@@ -1,8 +1,8 @@
-"""A rig on the bench: the fake's joints and dial in real time, servos that outlive processes, faults on demand.
+"""The bench: the fake's joints and dial in real time, servos that outlive processes, faults on demand.
 
-It counts as a real robot: there is no ground truth, time goes on while nobody acts, and torque stays on until somebody
+It counts as a real robot: there is no ground truth, time goes on without commands, and torque stays on until a process
 takes it off. The folder that the environment variable R3L_BENCH names holds its servos (`servos.log`: a line per
-change, written before the call returns) and what is broken (`faults.json`: fault names, read at every observation).
+change, written before the call returns) and its faults (`faults.json`: fault names, read at every observation).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .fake import from_task as fake_from_task
 
 FOLDER_VARIABLE, RATE_VARIABLE = "R3L_BENCH", "R3L_BENCH_HZ"
 LATE_S = 1.0
-"""How long the observation takes under the fault `late`."""
+"""Duration of an observation under the fault `late`."""
 OBJECT_COLOUR = (200, 180, 60)
 PUSHES_FROM_RAD = 0.3
-"""The first joint reaches the dial here."""
+"""Position of the first joint from which it touches the dial."""
 NOISE_LEVELS = 4
-"""Grey levels of the camera's noise."""
+"""Noise of the camera, grey levels."""
 FAULTS = ("dark", "saturated", "frozen", "late", "nan", "far", "still", "moved", "stuck", "hang", "unplugged")
 
 
@@ -91,13 +91,13 @@ class Bench(Robot):
             self._is_connected = False
 
     def take(self, dial_rad: float) -> Image:
-        """Put the dial where a person wants it and take a picture: for goal images."""
+        """Set the dial by hand and take a picture: for goal images."""
         self._fake.place(np.array([dial_rad], np.float32), self._rng)
         image: Image = self._fake.observe().image
         return self._seen(image)
 
     def _seen(self, image: Image) -> Image:
-        """Return what the camera makes of the scene: a bright object on the dial, a striped frame around, and noise."""
+        """Return the camera's picture: a bright object on the dial, a striped frame around it, and noise."""
         image = self._with_object(image)
         seen: Image = image + self._rng.integers(0, NOISE_LEVELS, image.shape, np.uint8)
         edge = len(seen) // 8
@@ -107,7 +107,7 @@ class Bench(Robot):
         return seen
 
     def _with_object(self, image: Image) -> Image:
-        """Put a bright square where the dial points to."""
+        """Draw a bright square at the end of the dial's pointer."""
         side, turn = len(image), self._fake.truth()["angle_rad"]
         down, right = (int(side * (0.5 + 0.25 * part)) for part in (-np.sin(turn), np.cos(turn)))
         half = side // 12
@@ -145,7 +145,7 @@ class Bench(Robot):
             return set()
 
     def _servo(self, event: str, target_rad: FloatArray | None = None) -> None:
-        """Write down what the servos were told, in one write, as a bus would carry it."""
+        """Log a change of the servos in one write, as a bus would carry it."""
         if self._folder is None:
             return
         target = None if target_rad is None else [round(float(value), 4) for value in target_rad]
@@ -155,7 +155,7 @@ class Bench(Robot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False) -> Bench:
-    """Build the bench with a task's joints and camera: what `--robot bench` means."""
+    """Build the bench with a task's joints and camera: the robot of `--robot bench`."""
     folder = os.environ.get(FOLDER_VARIABLE)
     rate = float(os.environ.get(RATE_VARIABLE, task.rig.control_hz))
     return Bench(fake_from_task(task), Path(folder) if folder else None, rate)

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment that renders as a rig: its actions become joints, its picture the camera's image."""
+"""A Gymnasium environment that renders, as a rig: its actions become joints, its picture the camera's image."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from r3l.task import Task
 
 
 class GymRobot(Robot):
-    """A Gymnasium environment whose render is all that the policies see of it, beside the actions last sent.
+    """A Gymnasium environment that the policies see through its picture and the last actions alone.
 
     Each action dimension is a joint, its bounds the joint's limits; a discrete action is one joint from 0 to n - 1,
-    rounded. As on a rig there is no reset: `connect` resets once, the end of an episode is passed over, and the time
-    limit is taken off. Choose an environment whose world goes on by itself. Wrappers that it is registered with act.
+    rounded. As on a rig there is no reset: `connect` resets once, ends of episodes are ignored, and the time limit is
+    removed. Choose an environment whose world goes on by itself. Wrappers of its registration stay in force.
     """
 
     identical_frames = "often"
@@ -40,12 +40,12 @@ class GymRobot(Robot):
 
         Args:
             environment: a registered id, such as Pendulum-v1.
-            control_hz: env steps per second of its world; by default what it renders.
-            names: of the joints, one for each action; action0, action1, … by default.
-            options: for gymnasium.make.
+            control_hz: env steps per second of its world; its render rate by default.
+            names: one joint name per action; action0, action1, … by default.
+            options: keyword arguments of gymnasium.make.
 
         Raises:
-            UserError: it is not known, cannot render, or its actions are neither a bounded Box nor Discrete.
+            UserError: it is unknown, cannot render, or its actions are neither a bounded Box nor Discrete.
         """
         self._id, self._seed = environment, seed
         self._options = options | {"render_mode": "rgb_array", "disable_env_checker": True, "max_episode_steps": -1}
@@ -152,7 +152,7 @@ _NOTHING = np.zeros(0, np.float32)
 
 
 def from_task(task: Task, *, diagnostic: bool = False) -> GymRobot:
-    """Build the environment that the rig names: what `--robot gym` means."""
+    """Build the environment that the rig names: the robot of `--robot gym`."""
     rig = task.rig
     if diagnostic:
         raise UserError("--robot gym tells no ground truth; diagnostic variants need the twin")

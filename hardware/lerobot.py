@@ -1,4 +1,4 @@
-"""Robots of LeRobot's shape: any object with its methods, by duck typing, lerobot itself not imported."""
+"""Robots with LeRobot's methods, by duck typing; lerobot itself is not imported."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from r3l.run.images import fit
 
 DEGREE_RAD = math.pi / 180
 POSITION = ".pos"
-"""What LeRobot puts behind a joint's name in observations and actions."""
+"""Suffix of a joint's name in LeRobot's observations and actions."""
 MAX_FAILURES = 5
 """Readings or commands in a row that may fail before the robot pauses."""
 
 
 class Peer(Protocol):
-    """What of LeRobot's `Robot` is used. It may also have `is_calibrated`, and `bus` with its torque."""
+    """The used part of LeRobot's `Robot`. The object may also have `is_calibrated`, and `bus` with its torque."""
 
     @property
     def observation_features(self) -> Mapping[str, Any]:
@@ -50,15 +50,15 @@ class Peer(Protocol):
         ...
 
     def connect(self, *arguments: Any, **options: Any) -> None:
-        """Open the devices. Where it takes `calibrate`, it is told not to: that asks people things."""
+        """Open the devices. `calibrate=False` is passed if accepted: calibration asks a person questions."""
         ...
 
     def get_observation(self) -> Mapping[str, Any]:
-        """Return what `observation_features` names."""
+        """Return the values that `observation_features` names."""
         ...
 
     def send_action(self, action: dict[str, Any]) -> Mapping[str, Any]:
-        """Send joints somewhere; return where they were really sent."""
+        """Send joints to a target; return the target that was really sent."""
         ...
 
     def disconnect(self) -> None:
@@ -67,10 +67,10 @@ class Peer(Protocol):
 
 
 class LeRobot(Robot):
-    """A robot behind LeRobot's methods, with the torque that these lack: off until the first command, and at the end.
+    """A robot behind LeRobot's methods, with torque control: off until the first command, and at the end.
 
-    `connect` calls the peer's, which may put torque on for a moment. What its methods raise leaves an observation out;
-    again and again, it pauses the robot.
+    `connect` calls the peer's, which may put torque on for a moment. An exception of the peer's methods leaves an
+    observation out; repeated exceptions pause the robot.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class LeRobot(Robot):
 
         Args:
             peer: the object.
-            limits: of every joint that it acts on, lowest and highest, by its name without `.pos`, in the peer's unit.
+            limits: min and max of every joint that it acts on, by its name without `.pos`, in the peer's unit.
             control_hz: control periods per second.
-            unit_rad: what the peer's unit is in rad; degrees by default.
-            camera: size of the images to see; the view is cut to its shape and averaged down.
-            view: which of the peer's cameras to see; needed where it has more than one.
+            unit_rad: the peer's unit in rad; degrees by default.
+            camera: size of the images; the view is cropped to this shape and averaged down.
+            view: the camera of the peer to use; needed if it has more than one.
             release: takes torque off; `peer.bus.disable_torque` by default.
-            hold: puts it on; `peer.bus.enable_torque` by default.
+            hold: puts torque on; `peer.bus.enable_torque` by default.
 
         Raises:
             UserError: the peer has other joints, no such camera, or no way to take torque off.
@@ -140,7 +140,7 @@ class LeRobot(Robot):
                 raise RobotError(f"{_name(self._peer)} is not calibrated; calibrate it as LeRobot says, then go on")
             self._image = self._look(self._demand(self._peer.get_observation, "cannot be observed"))
         except BaseException:
-            with contextlib.suppress(RobotError):  # what was wrong first tells more
+            with contextlib.suppress(RobotError):  # the first error tells more
                 self.close()
             raise
 
@@ -199,12 +199,12 @@ class LeRobot(Robot):
     def _reopen(self) -> None:
         """Connect the peer again: its adapter may have been away."""
         self._is_holding = False
-        with contextlib.suppress(Exception):  # it may think that it is not connected
+        with contextlib.suppress(Exception):  # the peer may think that it is not connected
             self._peer.disconnect()
         self._open()
 
     def _holds(self) -> bool:
-        """Put torque on where the joints are, if it is off; return whether it is on."""
+        """Put torque on at the joints' positions, if it is off; return whether it is on."""
         if self._is_holding:
             return True
         found = self._attempt(self._peer.get_observation)
@@ -224,7 +224,7 @@ class LeRobot(Robot):
         }
 
     def _joints(self, found: Mapping[str, Any]) -> FloatArray:
-        """Return joints in rad, NaN for what is missing."""
+        """Return joints in rad, NaN for a missing joint."""
         values = [found.get(joint.name + POSITION) for joint in self._spec.joints]
         return np.array([np.nan if value is None else float(value) * self._unit_rad for value in values], np.float32)
 
@@ -238,7 +238,7 @@ class LeRobot(Robot):
         return fit(PIL.Image.fromarray(picture), (self._spec.camera.height, self._spec.camera.width))
 
     def _attempt(self, do: Callable[[], Any]) -> Any | None:
-        """Do something that may fail now and then; None where it did."""
+        """Make a call that may fail at times; None if it fails."""
         try:
             found = do()
         except Exception as error:  # noqa: BLE001 (a stranger's object may raise anything)
@@ -249,10 +249,10 @@ class LeRobot(Robot):
         return found
 
     def _demand(self, do: Callable[[], Any], what: str) -> Any:
-        """Do something that must not fail; RobotError where it does."""
+        """Make a call that must not fail; RobotError if it does."""
         try:
             return do()
-        except Exception as error:  # a stranger's object may raise anything
+        except Exception as error:  # an object of unknown code may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RobotError(f"{_name(self._peer)} {what} ({reason})") from error
 
@@ -267,7 +267,7 @@ def _name(peer: Peer) -> str:
 
 
 def _view(peer: Peer, view: str | None) -> str:
-    """Return the name of the camera to see."""
+    """Return the name of the camera to use."""
     views = [name for name, kind in peer.observation_features.items() if isinstance(kind, tuple) and len(kind) == 3]
     if view is None and len(views) == 1:
         return views[0]

@@ -15,7 +15,7 @@ class CameraSettings:
     """The source of frames and their optics; sizes in pixels."""
 
     source: str = ""
-    """A device of /dev/v4l/by-id, an MJPEG stream's address, a video file or a folder of images; empty for no camera."""
+    """A device of /dev/v4l/by-id, an MJPEG stream's address, a video file or an image folder; empty for no camera."""
     width: int = 640
     height: int = 480
     """Requested frame size."""

@@ -63,7 +63,7 @@ class Stream:
 def cut(data: bytes) -> tuple[bytes, bytes] | None:
     """Return the first picture in a stream's bytes and the bytes after it; None if the picture is incomplete.
 
-    A cut-off picture is empty. A part's stated length counts if a picture ends there: pictures may contain smaller ones.
+    A cut-off picture is empty. A part's stated length counts if a picture ends there: pictures may contain others.
     """
     begin = data.find(BEGIN)
     if begin < 0:

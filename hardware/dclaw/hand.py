@@ -1,4 +1,4 @@
-"""The hand: nine servos that are sent somewhere inside their limits, looked after, and brought back when they fail."""
+"""The hand: nine servos that are sent to targets inside their limits, monitored, and restored after faults."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .guard import MAX_REBOOTS, MAX_RESTORATIONS, Guard
 from .rig import ClawRig
 
 REOPEN_EVERY_S = 0.3
-"""Between two attempts to open a port that is gone."""
+"""Time between two attempts to open a lost port."""
 CLOSE_S = 1.0
-"""Whoever closes tries for so long to take the torque off."""
+"""Max time that `close` tries to take the torque off."""
 WATCHDOG_SHARE = 0.5
-"""Of the watchdog's time; after a longer silence of ours it is looked at before anything is sent."""
+"""Share of the watchdog's time; after a longer silence of the driver the watchdog is checked first."""
 OUTSIDE_RAD = 0.5
-"""Farther outside its limits than this no joint is taken hold of."""
+"""Distance outside its limits beyond which a joint is not held."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def alone(method: Callable[Concatenate[Hand, P], R]) -> Callable[Concatenate[Hand, P], R]:
-    """Let one thread at a time use the servos: a process that is told to end closes them from another one."""
+    """Let one thread at a time use the servos: a process that is told to end closes them from another thread."""
 
     @wraps(method)
     def locked(hand: Hand, /, *arguments: P.args, **options: P.kwargs) -> R:
@@ -46,7 +46,7 @@ def alone(method: Callable[Concatenate[Hand, P], R]) -> Callable[Concatenate[Han
 
 
 class Hand:
-    """The servos of a D'Claw. Torque is off until the first `send`, and after `relax`, a loss of the port, an error."""
+    """The servos of a D'Claw. Torque is off until the first `send`, and after `relax`, a lost port or an error."""
 
     def __init__(self, rig: ClawRig) -> None:
         self.rig = rig
@@ -59,29 +59,29 @@ class Hand:
         self.lock = threading.RLock()
         self.has_torque = False
         self._goal_rad = np.zeros(len(joints), np.float32)
-        """Where the joints were sent last; without torque, where they were last seen."""
+        """The joints' last target; their last measured position while there is no torque."""
         self._readings = _nothing(len(joints))
         self._is_open = False
         self._lost = ""
         """Why the port cannot be used, in one line."""
         self._unrelaxed: list[int] = []
-        """Servos that did not confirm to have no torque."""
+        """Servos that did not confirm that their torque is off."""
         self._is_forbidden = False
-        """Whether a reading forbids torque, until another one does not."""
+        """Whether a reading forbids torque, until another reading lifts the ban."""
         self._passing: list[Trouble] = []
-        """What happened since the newest measurement, and is over."""
+        """Events since the newest measurement that are already over."""
         self._troubles: tuple[Trouble, ...] = ()
         self._tried_s = self._heard_s = 0.0
         self._audited = 0
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """What was wrong at the newest measurement."""
+        """The troubles at the newest measurement."""
         return self._troubles
 
     @property
     def vitals(self) -> Vitals | None:
-        """How the servos felt at the newest measurement; None where not one answered."""
+        """The servos' vitals at the newest measurement; None if no servo answered."""
         found = self._readings
         if np.isnan(found.temperature_c).all():
             return None
@@ -90,10 +90,10 @@ class Hand:
 
     @alone
     def open(self) -> None:
-        """Open the port, take torque off, set the servos up, and make sure that they are the rig's, in health.
+        """Open the port, take torque off, check that the servos are the rig's and in health, and set them up.
 
         Raises:
-            RobotError: in one line, what is wrong and the next step; torque is off, the port closed.
+            RobotError: one line with the fault and the next step; torque is off, the port closed.
         """
         self.guard.begin_anew()
         self._passing, self._troubles, self._lost, self._is_forbidden = [], (), "", False
@@ -106,13 +106,13 @@ class Hand:
             if problem:
                 raise BusError(problem)
         except BaseException:
-            with contextlib.suppress(RobotError):  # what was wrong first tells more
+            with contextlib.suppress(RobotError):  # the first error tells more
                 self.close(0.0)
             raise
 
     @alone
     def close(self, patience_s: float = CLOSE_S) -> None:
-        """Relax and close the port; safe to call twice. Raises what `relax` does, after so long."""
+        """Relax and close the port, within a max time; safe to call twice. Raises what `relax` raises."""
         until_s = time.monotonic() + patience_s
         try:
             while True:
@@ -128,17 +128,17 @@ class Hand:
 
     @alone
     def relax(self) -> None:
-        """Take torque off all servos and make sure of it; nothing to do where the port was never opened.
+        """Take torque off all servos and confirm it; without effect if the port was never opened.
 
         Raises:
-            RobotError: a servo did not confirm it, or the port is gone. `measure` tries again.
+            RobotError: a servo did not confirm it, or the port is lost. `measure` tries again.
         """
         self.has_torque = False
         if not self._is_open:
             return
         self._unrelaxed = self.chain.ids
         try:
-            self.bus.open()  # nothing to do where it is open
+            self.bus.open()  # without effect on an open port
             self._unrelaxed = self.chain.relax()
         except PortError as error:
             self._lose(error)
@@ -147,7 +147,7 @@ class Hand:
 
     @alone
     def measure(self) -> Readings:
-        """Return what the servos measure; NaN where one says nothing. A port that is gone is opened when it is back."""
+        """Return the servos' measurements; NaN for a silent servo. A lost port is opened again when it is back."""
         self._readings = self._read()
         found = self.guard.judge(self._readings)
         if self._lost:
@@ -165,9 +165,9 @@ class Hand:
 
     @alone
     def send(self, target_rad: FloatArray) -> FloatArray:
-        """Send the joints towards a target, [A] rad; return where they were really sent.
+        """Send the joints towards a target, [A] rad; return the target that was really sent.
 
-        Nothing is sent while something forbids it (`troubles`); torque is put on first where it is off.
+        Nothing is sent while a trouble forbids it (`troubles`). Torque comes on first if it is off.
         """
         try:
             if self._may_move() and self._is_ready():
@@ -180,7 +180,7 @@ class Hand:
 
     @alone
     def look_after(self) -> None:
-        """Look for servos that lost their torque or have an error, and bring them back: right after `send`."""
+        """Find servos that lost their torque or have an error, and restore them: right after `send`."""
         if not self.has_torque:
             return
         try:
@@ -214,7 +214,7 @@ class Hand:
         return self._is_open and not (self._lost or self._is_forbidden or self.guard.latched)
 
     def _is_ready(self) -> bool:
-        """Return whether the servos have torque and their settings; put it on where it is off."""
+        """Return whether the servos have torque and their settings; put torque on if it is off."""
         try:
             if not self.has_torque:
                 self._engage()
@@ -227,7 +227,7 @@ class Hand:
         return self.has_torque
 
     def _engage(self) -> None:
-        """Set every servo up and let it hold where it is."""
+        """Set every servo up and let it hold its position."""
         states = self.chain.states()
         self._latch_errors(states)
         if self.guard.latched:
@@ -246,7 +246,7 @@ class Hand:
         self._heard_s = time.monotonic()
 
     def _place(self, where_rad: dict[int, float]) -> None:
-        """Take note of where servos hold now."""
+        """Record the positions at which servos hold now."""
         self._goal_rad = np.array(
             [where_rad.get(drive.id, goal) for drive, goal in zip(self.drives, self._goal_rad, strict=True)], np.float32
         )
@@ -260,7 +260,7 @@ class Hand:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Relax; `measure` tells, and tries again, where a servo did not confirm it."""
+        """Relax; if a servo does not confirm it, `measure` reports that and tries again."""
         with contextlib.suppress(RobotError):
             self.relax()
 
@@ -278,21 +278,21 @@ class Hand:
             self._restore(off)
 
     def _audit(self, drives: Iterable[Drive]) -> None:
-        """Restore servos whose settings are not what they were: one whose watchdog tripped takes no goal."""
+        """Restore servos whose settings changed: a servo with a tripped watchdog accepts no goal."""
         for drive in drives:
             if self.has_torque and self.chain.is_set_up(drive.id) is False:
                 self._note("settings", drive, "had lost its settings, or its watchdog had stopped it")
                 self._restore([drive])
 
     def _latch_errors(self, states: dict[int, tuple[bool, HardwareError]]) -> None:
-        """Take the torque off for any hardware error but an overload, until a person has looked."""
+        """Take the torque off for any hardware error except an overload, until a person has checked the hand."""
         for drive in self.drives:
             error = states.get(drive.id, (False, HardwareError(0)))[1]
             if error and error != HardwareError.OVERLOAD:
                 self._latch(drive, f"has the hardware error {named(error)} ({self._values(drive)})")
 
     def _recover(self, states: dict[int, tuple[bool, HardwareError]]) -> None:
-        """Reboot servos after an overload, so often as that is allowed, and let them hold where they are."""
+        """Reboot servos after an overload, as often as allowed, and let them hold their position."""
         errors = {servo: error for servo, (_, error) in states.items()}
         overloaded = [drive for drive in self.drives if errors.get(drive.id) == HardwareError.OVERLOAD]
         for drive in overloaded:
@@ -307,7 +307,7 @@ class Hand:
                 self._restore(overloaded)
 
     def _restore(self, drives: list[Drive]) -> None:
-        """Set servos up and let them hold where they are; the others go on holding meanwhile."""
+        """Set servos up and let them hold their position; the other servos keep holding meanwhile."""
         for drive in drives:
             if self.guard.is_too_often("restore", drive.id, MAX_RESTORATIONS, time.monotonic()):
                 often = f"more than {MAX_RESTORATIONS} times within five minutes"
@@ -331,13 +331,13 @@ class Hand:
     # The port
 
     def _lose(self, error: Exception) -> None:
-        """Take note that the port is gone: servos hold where they are until the watchdog stops their motion."""
+        """Record the loss of the port: servos hold their position until the watchdog stops their motion."""
         self.has_torque = False
         self._lost, self._tried_s = str(error), time.monotonic()
         self.bus.close()
 
     def _reopen(self) -> None:
-        """Open the port where it is back, and take torque off."""
+        """Open the port if it is back, and take torque off."""
         if time.monotonic() - self._tried_s < REOPEN_EVERY_S:
             return
         try:
@@ -348,7 +348,7 @@ class Hand:
             self._lose(error)
 
     def _take_over(self) -> None:
-        """Take torque off whatever is there, then see whether it is what the rig says."""
+        """Take torque off every servo that answers, then compare the servos with the rig."""
         self.has_torque = False
         self._unrelaxed = self.chain.ids
         self.chain.take_over()
@@ -356,7 +356,7 @@ class Hand:
         self._heard_s = time.monotonic()
 
     def _first_problem(self) -> str:
-        """Return what forbids to begin, nothing where all is well."""
+        """Return what forbids a start; empty if nothing does."""
         for servo, (_, error) in self.chain.states().items():
             if error:
                 advice = "look after it, then take its power away and give it back, or r3l doctor --reboot"

@@ -1,4 +1,4 @@
-"""Where the fingers are, and how near they come to each other and to what they must keep out of."""
+"""Positions of the fingers, and their distances from each other and from forbidden volumes."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 FINGERS = 3
 SAMPLES = 12
-"""Points along each of the two long links of a finger that are looked at; half of what is between two is kept away."""
+"""Checked points along each of a finger's two long links; half of the gap between points is added as a margin."""
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Measures of the hand, m. The frame is the twin's: z up along the hand's axis, z = 0 the table."""
+    """Dimensions of the hand, m. The frame is the twin's: z up along the hand's axis, z = 0 at the table."""
 
     mount_radius_m: float = 0.075
-    """From the axis to where a finger hangs."""
+    """Distance of a finger's mount from the axis."""
     mount_height_m: float = 0.20
     swing_m: float = 0.022
-    """From the swing's axis to the curl's."""
+    """Distance from the swing's axis to the curl's axis."""
     curl_m: float = 0.080
-    """From the curl's axis to the tip's."""
+    """Distance from the curl's axis to the tip's axis."""
     tip_m: float = 0.068
-    """From the tip's axis to the middle of the fingertip."""
+    """Distance from the tip's axis to the centre of the fingertip."""
     finger_radius_m: float = 0.011
-    """Of links and fingertips."""
+    """Radius of links and fingertips."""
     first_deg: float = 60.0
-    """Where finger 0 hangs, around the axis; the others follow by 120 degrees. 0 is on the negative x axis."""
+    """Angle of finger 0's mount around the axis; the others follow by 120 degrees. 0 is on the negative x axis."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A volume that no part of a finger may be in, in the hand's frame, m."""
+    """A volume that no part of a finger may enter, in the hand's frame, m."""
 
     lower_m: tuple[float, float, float]
     upper_m: tuple[float, float, float]
@@ -43,20 +43,20 @@ class Box:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where fingertips may be, and what fingers keep away from, m."""
+    """Limits of the fingertips, and the volumes that fingers must keep out of, m."""
 
     radius_m: float = 0.18
-    """Farthest that the middle of a fingertip may be from the hand's axis."""
+    """Max distance of a fingertip's centre from the hand's axis."""
     lowest_m: float = 0.012
-    """Lowest and highest that it may be above the table."""
+    """Min and max height of a fingertip's centre above the table."""
     highest_m: float = 0.25
     clearance_m: float = 0.004
-    """Least distance between the surfaces of two fingers."""
+    """Min distance between the surfaces of two fingers."""
     keep_out: tuple[Box, ...] = ()
 
 
 class Kinematics:
-    """Forward kinematics of the three fingers, and by how much a pose breaks the workspace's rules."""
+    """Forward kinematics of the three fingers, and the violation of the workspace's rules by a pose."""
 
     def __init__(self, geometry: Geometry, workspace: Workspace) -> None:
         self._geometry, self._workspace = geometry, workspace
@@ -91,14 +91,14 @@ class Kinematics:
         return points
 
     def excess(self, joint_rad: Array) -> Array:
-        """Return by how much the worst rule is broken, m: [..., 9] rad to [...]; 0 or less where all are kept."""
+        """Return the violation of the worst rule, m: [..., 9] rad to [...]; 0 or less if all rules hold."""
         worst: Array = self.excesses(joint_rad).max(-1)
         return worst
 
     def excesses(self, joint_rad: Array) -> Array:
-        """Return by how much each rule is broken, m: [..., 9] rad to [..., R].
+        """Return the violation of each rule, m: [..., 9] rad to [..., R].
 
-        Each fingertip's volume, each two fingers' distance, and each finger's depth in what is kept out of.
+        Rules: each fingertip's limits, the distance of each two fingers, each finger's depth in forbidden volumes.
         """
         points = self.points(joint_rad)
         tips, rules = points[..., 2, :], self._workspace
@@ -109,7 +109,7 @@ class Kinematics:
         return np.concatenate(parts, -1)
 
     def _too_near(self, points: Array) -> Array:
-        """Return how much nearer than allowed two fingers are at their nearest places: [..., 3]."""
+        """Return how far two fingers fall below their min distance at their nearest points: [..., 3]."""
         begin, end = points[..., :2, :], points[..., 1:, :]
         first, second = [a for a, _ in PAIRS], [b for _, b in PAIRS]
         distance = segment_distance(
@@ -122,7 +122,7 @@ class Kinematics:
         return least
 
     def _inside_boxes(self, points: Array) -> Array:
-        """Return how deep the worst part of each finger is in a volume that it must keep out of: [..., 3]."""
+        """Return the depth of the deepest part of each finger in a forbidden volume: [..., 3]."""
         share = np.linspace(0, 1, SAMPLES)[:, None]
         begin, end = points[..., :2, None, :], points[..., 1:, None, :]
         samples = (begin + share * (end - begin)).reshape(*points.shape[:-2], 1, -1, 3)
@@ -134,9 +134,9 @@ class Kinematics:
 
 
 def segment_distance(a: Array, b: Array, c: Array, d: Array) -> Array:
-    """Return the least distance between segments a-b and c-d, [..., 3] each.
+    """Return the min distance between segments a-b and c-d, [..., 3] each.
 
-    Source: C. Ericson, Real-Time Collision Detection (2005), section 5.1.9; here for segments that are no points.
+    Source: C. Ericson, Real-Time Collision Detection (2005), section 5.1.9; here for segments of positive length.
     """
     u, v, w = b - a, d - c, a - c
     uu, uv, vv, uw, vw = _dot(u, u), _dot(u, v), _dot(v, v), _dot(u, w), _dot(v, w)

@@ -1,4 +1,4 @@
-"""A rig: what is true of one hand on one table, in a TOML file that people and `r3l calibrate` write."""
+"""A rig: the facts of one hand on one table, in a TOML file that people and `r3l calibrate` write."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ MAX_BYTES = 1 << 20
 NAMES = tuple(f"finger{finger}_{part}" for finger in range(FINGERS) for part in ("swing", "curl", "tip"))
 """Joints in the order of every joint vector."""
 IDS = tuple(10 * finger + part for finger in (1, 2, 3) for part in range(3))
-"""Of a D'Claw as its makers number it."""
+"""Servo ids of a D'Claw as its makers number them."""
 
 
 @dataclass(frozen=True)
 class BusSettings:
-    """Where the servos are."""
+    """The servo bus."""
 
     port: str = "/dev/serial/by-id/usb-FTDI_USB__-__Serial_Converter-if00-port0"
-    """Serial port; a name of /dev/serial/by-id stays the same when the adapter is plugged in anew."""
+    """Serial port; a name of /dev/serial/by-id stays the same when the adapter is plugged in again."""
     baud_rate: int = 1_000_000
-    """As the servos are set."""
+    """Baud rate that the servos are set to."""
     model: str = "XM430-W210"
     watchdog_s: float = 1.0
-    """A servo that hears nothing for so long stops moving and holds."""
+    """Silence after which a servo stops moving and holds."""
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How strong and how fast any joint may be."""
+    """Limits of force and speed for every joint."""
 
     current_a: float = 0.4
-    """Cap of a servo's current: it can be held for hours, and stalls no servo into an overload."""
+    """Cap of a servo's current: low enough to be held for hours without an overload."""
     speed_rad_s: float = 2.5
     acceleration_rad_s2: float = 20.0
 
 
 @dataclass(frozen=True)
 class JointSettings:
-    """One joint: its servo, how that one is mounted, how far it may turn."""
+    """One joint: its servo, the servo's mounting, the joint's limits."""
 
     id: int
     sign: int = 1
-    """1, or -1 where the servo turns against the joint."""
+    """1, or -1 if the servo turns against the joint."""
     offset_rad: float = 0.0
-    """The servo's angle where the joint is at 0."""
+    """The servo's angle at joint angle 0."""
     min_rad: float = -1.0
     max_rad: float = 1.0
 
@@ -73,7 +73,7 @@ class ClawRig:
 
     robot: str = ROBOT
     control_hz: float = 10.0
-    """Commands per second; a task expects its own."""
+    """Commands per second; a task expects its own rate."""
     bus: BusSettings = field(default_factory=BusSettings)
     strength: Strength = field(default_factory=Strength)
     health: Health = field(default_factory=Health)
@@ -97,7 +97,7 @@ class ClawRig:
 
     @property
     def limits(self) -> Limits:
-        """What every servo is set to."""
+        """The settings of every servo."""
         return Limits(
             self.strength.current_a,
             self.strength.speed_rad_s,
@@ -108,7 +108,7 @@ class ClawRig:
 
 
 def default_rig(port: str = BusSettings.port) -> ClawRig:
-    """Return the rig of a D'Claw whose servos are mounted as the twin's joints turn, before anybody calibrated it."""
+    """Return the rig of an uncalibrated D'Claw whose servos are mounted as the twin's joints turn."""
     reach = {part: round(math.radians(half), 4) for part, half in (("swing", 60), ("curl", 60), ("tip", 90))}
     joints = {
         name: JointSettings(servo, min_rad=-reach[name.split("_")[1]], max_rad=reach[name.split("_")[1]])
@@ -118,7 +118,7 @@ def default_rig(port: str = BusSettings.port) -> ClawRig:
 
 
 def read_rig(path: Path) -> ClawRig:
-    """Read a rig; UserError says in one line what is wrong with it."""
+    """Read a rig; UserError names its fault in one line."""
     try:
         values = tomllib.loads(files.read(path, MAX_BYTES).decode())
     except (OSError, ValueError) as error:
@@ -132,7 +132,7 @@ def read_rig(path: Path) -> ClawRig:
 
 
 def read_rig_for(path: Path, task: Task) -> ClawRig:
-    """Read a rig for a task; UserError where it is wrong, or they have not the same control rate."""
+    """Read a rig for a task; UserError if the rig is faulty or its control rate is not the task's."""
     rig = read_rig(path)
     if rig.control_hz != task.rig.control_hz:
         theirs = f"task {task.name!r} {task.rig.control_hz:g}"
@@ -141,12 +141,12 @@ def read_rig_for(path: Path, task: Task) -> ClawRig:
 
 
 def write_rig(path: Path, rig: ClawRig) -> None:
-    """Write a rig whole or not at all, with what its values mean."""
+    """Write a rig whole or not at all, with comments on its values."""
     write_file(path, to_toml(rig).encode())
 
 
 def problems(rig: ClawRig) -> Iterator[str]:
-    """Yield what is wrong with a rig, the key first."""
+    """Yield each fault of a rig, with its key first."""
     if rig.robot != ROBOT:
         yield f"robot is {rig.robot!r}, expected {ROBOT!r}; it is another robot's rig"
     if rig.bus.model.lower() not in _models():

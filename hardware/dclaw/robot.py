@@ -1,4 +1,4 @@
-"""The D'Claw as a robot: the hand and its camera, in the time of the clock on the wall."""
+"""The D'Claw as a robot: the hand and its camera, in real time."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 class DClaw(Robot):
     """A three-finger hand on a Dynamixel bus.
 
-    `connect` identifies the servos and leaves them without torque; the first `command` lets them hold where they are
-    and goes on from there. What cannot be measured is NaN, what went wrong is in `troubles`. SIGTERM ends the process
-    with torque off, where nobody else handles it.
+    `connect` identifies the servos and leaves them without torque; the first `command` lets them hold their position
+    and moves on from there. A joint that cannot be measured is NaN; faults are in `troubles`. SIGTERM ends the process with
+    torque off, unless another handler is set.
     """
 
     def __init__(
         self, rig: ClawRig, camera: CameraSpec | None = None, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        """Take a rig and the size of the images to see; `sleep` waits for the clock on the wall."""
+        """Take a rig and the size of the images; `sleep` waits for the schedule."""
         self.rig = rig
         self.hand = Hand(rig)
         joints = tuple(drive.joint for drive in rig.drives)
@@ -64,7 +64,7 @@ class DClaw(Robot):
 
     @property
     def camera(self) -> Camera:
-        """Its camera. RobotError where it has none."""
+        """The camera. RobotError if the hand has none."""
         if self._vision.camera is None:
             raise RobotError("the hand has no camera; set camera.source in its rig")
         return self._vision.camera
@@ -94,7 +94,7 @@ class DClaw(Robot):
             self._vision.open()
             self.hand.open()
         except BaseException:
-            with contextlib.suppress(RobotError):  # what was wrong first tells more
+            with contextlib.suppress(RobotError):  # the first error tells more
                 self.close()
             raise
 
@@ -138,7 +138,7 @@ class DClaw(Robot):
                 self._exit_handler.disarm()
 
     def relax_for(self) -> None:
-        """Open the port and take torque off whatever answers; the hand need not be whole for it."""
+        """Open the port and take torque off every servo that answers; the hand need not be complete."""
         bus, chain = self.hand.bus, self.hand.chain
         with bus:
             left = chain.relax()
@@ -152,7 +152,7 @@ class DClaw(Robot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> DClaw:
-    """Build the hand of a rig file for a task: what `--robot dclaw --rig FILE` means."""
+    """Build the hand of a rig file for a task: the robot of `--robot dclaw --rig FILE`."""
     if rig is None:
         raise UserError("robot 'dclaw' needs its rig: --rig FILE; r3l calibrate writes one")
     return DClaw(read_rig_for(rig, task), task.rig.camera)
