@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 SUBSTEPS_PER_S = 240
 TABLE_M = [1.5, 1.5, 0.01]
-"""Half extents: so wide that a camera at the side sees nothing behind it."""
+"""Half extents: wide enough that a camera at the side sees nothing behind it."""
 FOR_PEOPLE = CameraPose((0.15, -0.26, 0.36), (0.0, 0.0, 0.05), 32.0)
-"""Where films are taken from."""
+"""Viewpoint of films."""
 FINGERS = 3
 RADIUS_M, HEIGHT_M = 0.075, 0.20
 POSITION_GAIN, MAX_TORQUE_NM, MAX_SPEED_RAD_S = 0.15, 0.6, 4.0
@@ -54,9 +54,9 @@ JOINTS = tuple(
 class Twin(SimulatedRobot):
     """A simulated three-finger hand. Simulated time advances one control period per `command`, `observe` pair.
 
-    Bodies are loaded once, in `connect`; `place` moves them. The same calls after the same seed give the same bytes.
-    `diagnostic` puts ground truth into observations: for the diagnostic variants alone. `actuators` move the fingers as
-    a rig's servos do, within what its driver allows; without them they are strong, quick and go wherever they are sent.
+    `connect` loads the bodies once; `place` moves them. The same calls after the same seed give the same bytes.
+    `diagnostic` adds ground truth to observations: for the diagnostic variants alone. With `actuators` the fingers move
+    as a rig's servos do, within the limits of its driver; without them they are strong, fast and follow every target.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Twin(SimulatedRobot):
         self._time_s = 0.0
         self._worlds: Worlds | None = None
         self._nominal: dict[tuple[int, int], tuple[float, float]] = {}
-        """Mass and friction of each link, as they are without a variation."""
+        """Mass and friction of each link in the nominal world."""
         self._late: tuple[FloatArray, float, float] | None = None
-        """A command that joints do not feel yet: target, torque, speed."""
+        """A delayed command: target, torque, speed."""
         self._seen: tuple[Image, FloatArray] | None = None
-        """What is observed late."""
+        """The observation to be shown late."""
 
     @property
     def spec(self) -> RobotSpec:
@@ -138,7 +138,7 @@ class Twin(SimulatedRobot):
         return Observation(self._varied(image), joint_rad.copy(), self._time_s, state)
 
     def _advance(self, substeps: int) -> None:
-        """Let substeps go by; a command that is late comes among them, and what is seen late is seen there."""
+        """Simulate substeps; a delayed command takes effect among them, and a delayed view is taken there."""
         delay, latency = self._lags(substeps)
         self._seen = None
         for substep in range(substeps + 1):
@@ -151,7 +151,7 @@ class Twin(SimulatedRobot):
                 self.substep()
 
     def _lags(self, most: int) -> tuple[int, int]:
-        """Return by how many substeps commands and observations are late."""
+        """Return the delay of commands and of observations in substeps."""
         if self._worlds is None:
             return 0, 0
         found = self._worlds.current
@@ -171,7 +171,7 @@ class Twin(SimulatedRobot):
         return target
 
     def _send(self, target_rad: FloatArray, torque_nm: float, speed_rad_s: float) -> None:
-        """Drive the joints, now or after the delay of a world that varies."""
+        """Drive the joints, at once or after the delay of this world."""
         if self._worlds is not None:
             torque_nm *= self._worlds.current.strength
         if self._lags(1)[0]:
@@ -191,7 +191,7 @@ class Twin(SimulatedRobot):
             self._change()
 
     def _change(self) -> None:
-        """Make the world what it is to be now."""
+        """Apply the current variation to the world."""
         if self._worlds is None:
             return
         client, found = self._connected(), self._worlds.current
@@ -203,7 +203,7 @@ class Twin(SimulatedRobot):
                     client.changeDynamics(body, link, mass=mass * found.mass)
 
     def _varied(self, image: Image) -> Image:
-        """Return an image as the camera of this world shows it."""
+        """Return an image as this world's camera shows it."""
         if self._worlds is None:
             return image.copy()
         return self._worlds.current.seen(image, self._worlds.noise())
@@ -211,7 +211,7 @@ class Twin(SimulatedRobot):
     # What emulated servos move the fingers with
 
     def turn(self, joint: int, target_rad: float, torque_nm: float, speed_rad_s: float) -> None:
-        """Drive one joint towards an angle with a torque and at a speed, at most, from the next substep on."""
+        """Drive one joint towards an angle, with a max torque and a max speed, from the next substep on."""
         self._connected().setJointMotorControl2(
             self._fingers[joint // 3],
             joint % 3,
@@ -223,11 +223,11 @@ class Twin(SimulatedRobot):
         )
 
     def substep(self) -> None:
-        """Let 1 / SUBSTEPS_PER_S seconds go by."""
+        """Simulate 1 / SUBSTEPS_PER_S seconds."""
         self._connected().stepSimulation()
 
     def end_period(self, period_s: float) -> None:
-        """Take note that a control period is over."""
+        """End a control period."""
         self._time_s += period_s
         self._pending_s = 0.0
         if self.on_period is not None:
@@ -240,11 +240,11 @@ class Twin(SimulatedRobot):
 
     @property
     def time_s(self) -> float:
-        """The world's clock."""
+        """The world's clock, s."""
         return self._time_s
 
     def look(self) -> Image:
-        """Return what the camera sees now, [H, W, 3]."""
+        """Return the camera's current picture, [H, W, 3]."""
         return self._varied(self._render())
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class Twin(SimulatedRobot):
         self._change()
 
     def view(self, side: int) -> Image:
-        """Return a picture from in front and above, where people would stand."""
+        """Return a picture from in front and above, the viewpoint of a person."""
         return self._camera_image(side, side, FOR_PEOPLE)[0]
 
     def truth(self) -> Truth:
@@ -279,9 +279,9 @@ class Twin(SimulatedRobot):
         return self.scene.truth()
 
     def save_world(self) -> bytes:
-        """Return the clock and where everything is and moves to; restored it is close, not bit-exact.
+        """Return the clock, and position and velocity of every body; a restored world is close, not bit-exact.
 
-        Plain numbers, and no file of PyBullet's: whatever is in them, they are read as numbers.
+        The bytes are plain numbers, not a file of PyBullet's: untrusted bytes are read as numbers alone.
         """
         client = self._connected()
         numbers = [self._time_s]
@@ -317,17 +317,17 @@ class Twin(SimulatedRobot):
             self._actuators.goal_rad = np.array(list(numbers), np.float32)
 
     def _world_numbers(self) -> list[float]:
-        """Return which world of those that vary this is; nothing where none does."""
+        """Return the number of the varied world; empty without variation."""
         return [] if self._worlds is None else [float(self._worlds.number), float(self._worlds.periods)]
 
     def _forget_command(self) -> None:
-        """Forget where joints were to go, what is on its way to them, and what was to be seen late."""
+        """Clear the joints' target, delayed commands and delayed observations."""
         self._late = self._seen = None
         if self._actuators is not None:
             self._actuators.goal_rad = None
 
     def _goal_numbers(self) -> list[float]:
-        """Return whether there is a goal, and the goal, as numbers; nothing without actuators."""
+        """Return whether there is a target, and the target, as numbers; empty without actuators."""
         if self._actuators is None:
             return []
         goal_rad = self._actuators.goal_rad
@@ -383,7 +383,7 @@ class Twin(SimulatedRobot):
         )
 
     def _camera_image(self, width: int, height: int, pose: CameraPose | None = None) -> tuple[Image, Any]:
-        """Return the colours, and which body each pixel shows."""
+        """Return the colours, and the body of each pixel."""
         pose = pose or self.scene.camera
         view = p.computeViewMatrix(pose.eye_m, pose.target_m, pose.up)
         lens = p.computeProjectionMatrixFOV(pose.field_of_view_deg, width / height, 0.02, 1.0)
@@ -406,7 +406,7 @@ class Twin(SimulatedRobot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Twin:
-    """Build the twin of a task's rig: what `--robot twin` means; with a hand's rig file it moves as that hand does."""
+    """Build the twin of a task's rig, the robot of `--robot twin`; a hand's rig file makes it move as that hand does."""
     return Twin(
         task.scene(),
         home_rad=task.rig.home_rad,

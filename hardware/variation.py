@@ -1,4 +1,4 @@
-"""What a real rig varies and a simulated one does not: light, colours, the camera's place, noise, dynamics, delays."""
+"""Domain randomization of the twin: light, colours, camera pose, noise, dynamics and delays, as real rigs vary."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ mild and strong are for training; shifted is beyond either, for evaluation; dela
 one control period late.
 """
 EVERY = 60
-"""Control periods after which another world is drawn, more than an episode has; `place` draws one too."""
+"""Control periods per world, more than an episode has; `place` draws a new world too."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What one unit of REACH is."""
+    """The size of one unit of REACH."""
 
     brightness: float = 0.25
-    """Relative."""
+    """Relative brightness."""
     colour: float = 0.10
-    """Relative, each channel by itself."""
+    """Relative change per colour channel."""
     eye_m: float = 0.008
-    """Of the camera's place, each axis by itself."""
+    """Shift of the camera's position per axis."""
     aim_m: float = 0.005
-    """Of what it looks at."""
+    """Shift of the camera's target."""
     noise_levels: float = 6.0
     """Standard deviation of each pixel, grey levels."""
     friction: float = 0.4
-    """Relative, of fingers and object."""
+    """Relative friction of fingers and object."""
     mass: float = 0.4
-    """Relative, of the object."""
+    """Relative mass of the object."""
     strength: float = 0.3
-    """Relative, of the joints' torque."""
+    """Relative torque of the joints."""
     delay_s: float = 0.05
-    """From a command until joints feel it."""
+    """Delay from a command to its effect on the joints."""
     latency_s: float = 0.05
-    """Age of what is observed."""
+    """Age of an observation."""
 
 
 AMOUNTS = Amounts()
@@ -51,10 +51,10 @@ AMOUNTS = Amounts()
 
 @dataclass(frozen=True)
 class Variation:
-    """One world: factors of the nominal one, or what is added to it."""
+    """One world: factors and offsets of the nominal one."""
 
     light: NDArray[np.float64]
-    """[3], of each channel."""
+    """[3], one factor per channel."""
     eye_m: NDArray[np.float64]
     aim_m: NDArray[np.float64]
     noise_levels: float
@@ -65,7 +65,7 @@ class Variation:
     latency_s: float
 
     def pose(self, nominal: CameraPose) -> CameraPose:
-        """Return where the camera is in this world, as it was held: one that looks down is not turned by a shift."""
+        """Return the camera's pose in this world; a camera that looks down keeps its orientation under a shift."""
         eye, target = np.array(nominal.eye_m), np.array(nominal.target_m)
         right = np.cross(target - eye, nominal.up)
         eye_m, target_m, up = (
@@ -81,7 +81,7 @@ class Variation:
 
 
 class Worlds:
-    """One world after the other, the same for the same seed."""
+    """A sequence of worlds, the same for the same seed."""
 
     def __init__(self, level: str, seed: int, period_s: float) -> None:
         """Draw from a level of REACH, for a control period of `period_s`."""
@@ -91,12 +91,12 @@ class Worlds:
         self.current = self._draw()
 
     def go_to(self, number: int, periods: int) -> None:
-        """Go on in the world of that number, after so many control periods."""
+        """Continue in the world of that number, after so many control periods."""
         self.number, self.periods = number, periods
         self.current = self._draw()
 
     def tick(self) -> bool:
-        """Let a control period go by; return whether another world begins."""
+        """Count a control period; return whether a new world begins."""
         self.periods += 1
         if self.periods < EVERY:
             return False
@@ -104,7 +104,7 @@ class Worlds:
         return True
 
     def noise(self) -> np.random.Generator:
-        """Return the generator of this control period's noise."""
+        """Return the noise generator of this control period."""
         return np.random.default_rng((self._seed, self.number, self.periods))
 
     def _draw(self) -> Variation:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 BEADS = 4
 TRAVEL_M = 0.0475
-"""How far each bead slides to either side of its place in the middle; neighbours push one another."""
+"""Travel of each bead to either side of its centre; neighbours push one another."""
 FRICTION_N = 0.3
 BACKDROP_M = (0.005, 0.6, 0.5)
-"""Half the size of a board behind the hand: against a bright sky fingers would stand out more than beads."""
+"""Half extents of a board behind the hand: against a bright sky fingers would stand out more than beads."""
 GOAL_M = np.array([-TRAVEL_M, -TRAVEL_M, TRAVEL_M, TRAVEL_M], np.float32)
 LAYOUTS = np.array(
     [
@@ -40,17 +40,17 @@ LAYOUTS = np.array(
 """The fixed starts, in units of the travel."""
 QUARTERS = 4
 ORDERS = {order: index for index, order in enumerate(combinations_with_replacement(range(QUARTERS), BEADS))}
-"""In which quarters of the travel the beads can be: their order on the rail never changes."""
+"""Possible quarters of the travel for the beads: their order on the rail never changes."""
 UNSOLVED_M = 0.03
-"""Smallest mean error of a start: one nudge does not solve it."""
+"""Min mean error of a start: one nudge does not solve it."""
 
 
 class BeadsScene(Scene):
-    """Beads on their rail; friction holds them where they are left."""
+    """Beads on their rail; friction holds them in place."""
 
     state_names = tuple(f"diagnostic_{what}{bead}" for what in ("place", "velocity") for bead in range(BEADS))
     camera = CameraPose((0.32, 0.0, 0.03), (0.0, 0.0, 0.05), 36.0)
-    """Standing on the table: from there the fingers hide half a bead in 5% of frames, from above it in a third."""
+    """Low, near the table: from there the fingers hide half a bead in 5% of frames, from above in a third."""
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -116,7 +116,7 @@ class Beads(Task):
         return np.stack(states[:count])
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Every bead within 1.5 cm of its end, as the authors accepted: what a hand does that does not measure."""
+        """Every bead within 1.5 cm of its end, the authors' tolerance: the accuracy of a hand without a measure."""
         inwards = rng.uniform(0, 0.015, (count, BEADS)) * -np.sign(GOAL_M)
         # The outer bead of a pair is never farther from the end than the inner one.
         inwards[:, 0], inwards[:, 1] = inwards[:, :2].min(1), inwards[:, :2].max(1)
@@ -124,17 +124,17 @@ class Beads(Task):
         return (GOAL_M + inwards).astype(np.float32)
 
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Places in the order of the rail."""
+        """Positions in the order of the rail."""
         return np.sort(rng.uniform(-TRAVEL_M, TRAVEL_M, (count, BEADS))).astype(np.float32)
 
     def true_reward(self, state: Tensor) -> Tensor:
-        """Return exp(-(mean error / 0.02 m)^2 / 2) from [places, velocities]."""
+        """Return exp(-(mean error / 0.02 m)^2 / 2) from [positions, velocities]."""
         goal = state.new_tensor(GOAL_M) / TRAVEL_M
         error = (state[:, :BEADS] - goal).abs().mean(-1) * TRAVEL_M
         return (-0.5 * (error / 0.02).square()).exp()
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
-        """Every way in which the beads lie in the quarters of their travel is a cell."""
+        """Each combination of quarters of travel in which the beads lie is a cell."""
         places = np.stack([np.asarray(truth[f"bead{bead}_m"]) for bead in range(BEADS)], 1)
         quarters = ((places / TRAVEL_M + 1) / 2 * QUARTERS).clip(0, QUARTERS - 1).astype(int)
         return np.array([ORDERS[tuple(sorted(row))] for row in quarters.tolist()], np.int64)

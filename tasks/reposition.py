@@ -1,4 +1,4 @@
-"""Push and turn a free three-prong object until it lies in the middle at the goal angle."""
+"""Push and turn a free three-prong object until it lies in the centre at the goal angle."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 GOAL_RAD = -2.5
 NEAR_M, NEAR_RAD = 0.03, math.radians(20)
-"""A success lies this near the middle and is turned this near the goal."""
+"""Max distance from the centre and max angle from the goal of a success."""
 GOAL_SPREAD_M, GOAL_SPREAD_RAD = 0.022, 0.15
-"""How carefully goal pictures are arranged; the authors accepted 3.5 cm and 0.15 rad."""
+"""Tolerance of goal images; the authors accepted 3.5 cm and 0.15 rad."""
 FAR_M, FAR_RAD = 0.06, math.radians(45)
-"""A start lies at least this far off, or is turned at least this far; where it lies flat it is the turn that counts."""
+"""Min distance or min angle of a start; where the object lies flat the angle counts."""
 TURNS, MIDDLE_M = 12, 0.015
-"""Cells of the coverage: so many turns, in the middle and in each of four quarters around it."""
+"""Cells of the coverage: turns, in the centre and in each of four quarters around it."""
 PRONG_M, HALF_WIDTH_M = 0.046, 0.009
-"""The object's prongs: where they end, and half their width."""
+"""The object's prongs: radius of their ends, and half their width."""
 BORDER_RADIUS_M, SIDES = 0.07, 16
-"""Where the flat table ends, and of how many boards each ring of the border is: round, without a corner."""
+"""Radius of the flat table, and boards per ring of the border: round, without a corner."""
 RINGS = (
     (BORDER_RADIUS_M, 0.0, 0.023, math.radians(60)),
     (BORDER_RADIUS_M + 0.0115, 0.02, 0.1175, math.radians(15)),
     (BORDER_RADIUS_M + 0.125, 0.05, 0.12, math.radians(60)),
 )
-"""The border: inner radius, height there, width of the boards (all m), slope. A step that holds the object in, a slope
-down which it slides back when it was pushed over the step, and beyond the fingers' reach a wall for what was flung."""
+"""The border: inner radius, height there, width of the boards (all m), slope. A step holds the object in; from a slope the
+object slides back after it was pushed over the step; a wall beyond the fingers' reach stops an object that was flung.
+"""
 REACH_M = 0.029
-"""The object's centre is never farther out than this, all prongs on the flat table."""
+"""Max distance of the object's centre from the table's centre, with all prongs on the flat table."""
 
 
 class RepositionScene(Scene):
-    """A three-prong object on a round table whose border slopes up: what is pushed out slides back."""
+    """A three-prong object on a round table whose border slopes up: an object that was pushed out slides back."""
 
     state_names = tuple(
         f"diagnostic_{name}" for name in ("x", "y", "cos", "sin", "velocity_x", "velocity_y", "turning")
@@ -113,7 +114,7 @@ class RepositionScene(Scene):
 
 
 class Reposition(Task):
-    """Bring the object to the middle, its red prong to the goal angle."""
+    """Bring the object to the centre, its red prong to the goal angle."""
 
     name = "reposition"
     description = "push and turn a free three-prong object to the middle and the goal angle"
@@ -142,7 +143,7 @@ class Reposition(Task):
         return np.stack(states[:count])
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Within 2.2 cm of the middle and 0.15 rad of the goal: what a hand does that does not measure."""
+        """Within 2.2 cm of the centre and 0.15 rad of the goal: the accuracy of a hand without a measure."""
         return _flat_states(count, GOAL_SPREAD_M, GOAL_RAD, GOAL_SPREAD_RAD, rng)
 
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
@@ -157,7 +158,7 @@ class Reposition(Task):
         return reward
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
-        """Every 30 degrees of turn, in the middle or in one of the four quarters around it, is a cell."""
+        """Each 30 degrees of turn, in the centre or in one of the four quarters around it, is a cell."""
         x, y, angle = (np.asarray(truth[name]) for name in ("x_m", "y_m", "angle_rad"))
         turn = np.minimum(angle / (2 * math.pi) % 1.0 * TURNS, TURNS - 1).astype(np.int64)
         quarter = 1 + 2 * (x > 0).astype(np.int64) + (y > 0).astype(np.int64)
@@ -177,12 +178,12 @@ def lies_flat(state: FloatArray) -> bool:
 
 
 def fixed_poses() -> list[FloatArray]:
-    """Return the fixed starts: three in the middle, six half way out, six as far out as it lies flat."""
+    """Return the fixed starts: three in the centre, six half way out, six as far out as the object lies flat."""
     poses = [(0.0, 0.0, GOAL_RAD + math.radians(turn)) for turn in (90, 180, 270)]
     for index in range(6):
         place = math.radians(60 * index)
         poses.append((0.018 * math.cos(place), 0.018 * math.sin(place), GOAL_RAD + math.radians(60 + 48 * index)))
-    # Two prongs point outwards; which two is chosen so that no start is turned as the goal is.
+    # Two prongs point outwards; the choice of the two keeps every start away from the goal angle.
     for index, prong in enumerate((0, 0, 1, 0, 0, 0)):
         place = math.radians(30 + 60 * index)
         poses.append((0.028 * math.cos(place), 0.028 * math.sin(place), place + math.radians(60 + 120 * prong)))
@@ -192,7 +193,7 @@ def fixed_poses() -> list[FloatArray]:
 def _flat_states(
     count: int, radius_m: float, turn_rad: float, spread_rad: float, rng: np.random.Generator
 ) -> FloatArray:
-    """Return poses uniform in a disc around the middle and in a range of turns, every prong on the flat table."""
+    """Return poses uniform in a disc around the centre and in a range of turns, every prong on the flat table."""
     states: list[FloatArray] = []
     while len(states) < count:
         radius, place = radius_m * np.sqrt(rng.uniform()), rng.uniform(-math.pi, math.pi)

@@ -25,7 +25,7 @@ HINGE = 0
 
 
 class ValveScene(Scene):
-    """The valve on its hinge; friction holds it where it is left."""
+    """The valve on its hinge; friction holds it in place."""
 
     state_names = ("diagnostic_cos", "diagnostic_sin", "diagnostic_velocity")
 
@@ -76,14 +76,14 @@ class Valve(Task):
         return ValveScene(GOAL_RAD)
 
     def start_states(self, count: int, seed: int) -> FloatArray:
-        """Spread the starts evenly over the circle less 30 degrees on both sides of the goal; `seed` turns them."""
+        """Spread the starts evenly over the circle less 30 degrees on both sides of the goal; `seed` rotates them."""
         away = math.radians(30)
         offset = np.random.default_rng(seed).uniform()
         share = (np.arange(count) + offset) / count
         return (GOAL_RAD + away + share * (2 * math.pi - 2 * away))[:, None].astype(np.float32)
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Within 0.1 rad of the goal: what a careful hand does."""
+        """Within 0.1 rad of the goal: the accuracy of a careful hand."""
         return (GOAL_RAD + rng.uniform(-0.1, 0.1, (count, 1))).astype(np.float32)
 
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
@@ -96,6 +96,6 @@ class Valve(Task):
         return (-0.5 * (error / 0.3).square()).exp()
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
-        """Every ten degrees of the circle is a cell."""
+        """Each ten degrees of the circle are a cell."""
         turn = np.asarray(truth["angle_rad"]) / (2 * math.pi) % 1.0
         return np.minimum(turn * self.cell_count, self.cell_count - 1).astype(np.int64)

@@ -40,8 +40,8 @@ class DClaw(Robot):
     """A three-finger hand on a Dynamixel bus.
 
     `connect` identifies the servos and leaves them without torque; the first `command` lets them hold their position
-    and moves on from there. A joint that cannot be measured is NaN; faults are in `troubles`. SIGTERM ends the process with
-    torque off, unless another handler is set.
+    and moves on from there. A joint that cannot be measured is NaN; faults are in `troubles`. SIGTERM ends the process
+    with torque off, unless another handler is set.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The bus: requests to servos and their answers, each by itself, and every one by its deadline."""
+"""The bus: requests to servos and their answers, each servo by itself, each request with a deadline."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .port import Port
 from .protocol import Decoder, Instruction, Packet, StatusError
 
 DEADLINE_S = 0.05
-"""Of a request with all its repetitions, where the caller names none."""
+"""Default time of a request with all its repetitions."""
 SETTING_S = 0.5
-"""The same of one register of one servo: no control loop waits for it, and a busy computer may stall for longer."""
+"""The same for one register of one servo: no control loop waits for it, and a busy computer may stall for longer."""
 QUIET_S = 0.005
-"""A servo that said nothing for so long, beside what adapter and wire take, will not."""
+"""Silence, beside the delay of adapter and wire, after which a servo will not answer."""
 ATTEMPTS = 4
-"""Times that a request is made, within its deadline."""
+"""Times that a request is repeated within its deadline."""
 GRACE_S = 0.001
-"""For what an answer with stuffed bytes has beyond its size."""
+"""Extra bytes of an answer with stuffed bytes."""
 REGION_BEGIN, REGION_END = 120, 148
-"""Registers that every servo has without a gap, and that nobody writes: reads of any size fit in there."""
+"""Registers that every servo has without a gap and that the driver never writes: reads of any size fit in there."""
 Block = tuple[int, int]
 """Address and size in bytes of a part of a control table."""
 MAX_LATE_BYTES = 8192
-"""More than servos can owe."""
+"""More bytes than servos can owe."""
 STATUS_BYTES = 11
-"""Of a status packet without data."""
+"""Bytes of a status packet without data."""
 
 
 class BusError(RobotError):
-    """A servo did not do what was asked; the message says which, what and the next step."""
+    """A servo did not do what was asked; the message names servo, request and next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one servo answered."""
+    """The answer of one servo."""
 
     data: bytes
     error: int = 0
@@ -54,7 +54,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """A servo that is there."""
+    """A servo that answers."""
 
     model: int
     firmware: int
@@ -62,22 +62,22 @@ class Pong:
 
 
 class Bus:
-    """Servos on one port. Use as a context manager, or `open` and `close`.
+    """Servos on one port. Use as a context manager, or call `open` and `close`.
 
-    A status packet does not say which request it answers. So that a late one is never taken for another's, a servo
-    that owes an answer is asked for another number of bytes than it owes; an answer of that size tells that the
-    older ones, which servos send in order, are over.
+    A status packet does not name the request that it answers. A late answer must never pass for another one: a servo
+    that owes an answer is asked for another number of bytes than it owes. An answer of that size shows that older ones,
+    which servos send in order, are over.
     """
 
     def __init__(self, port: str, baud_rate: int = 1_000_000, *, quiet_s: float = QUIET_S) -> None:
         self.port = Port(port, baud_rate)
         self.counts: Counter[str] = Counter()
-        """Requests, repetitions, answers that are missing, bytes that were of no use, answers that came late."""
+        """Requests, repetitions, missing answers, useless bytes, late answers."""
         self._quiet_s = quiet_s
         self._outstanding = Outstanding()
 
     def open(self) -> None:
-        """Open the port. Raises PortError where that fails."""
+        """Open the port. Raises PortError if that fails."""
         self.port.open()
         self._outstanding.clear()
 
@@ -95,12 +95,12 @@ class Bus:
         self.close()
 
     def ping(self, servo: int, *, deadline_s: float = DEADLINE_S) -> Pong | None:
-        """Return what a servo is; None where none answers."""
+        """Return a servo's model and firmware; None if no servo answers."""
         reply = self._command(servo, protocol.ping(servo), 3, deadline_s)
         return _pong(reply) if reply else None
 
     def scan(self, deadline_s: float = 3.0) -> dict[int, list[Pong]]:
-        """Ask all servos at once who is there: by id, more than one where several have the same one."""
+        """Ask all servos at once for their model and firmware: by id, several entries for a duplicate id."""
         self._drain()
         until_s = time.monotonic() + deadline_s
         self.port.write(protocol.ping(), until_s)
@@ -115,7 +115,7 @@ class Bus:
         """Return one register of one servo, in SI units.
 
         Raises:
-            BusError: it does not answer, or refuses.
+            BusError: the servo does not answer, or refuses.
         """
         reply = self._read_one(servo, register, time.monotonic() + deadline_s)
         if reply is None:
@@ -128,8 +128,8 @@ class Bus:
         """Set one register of one servo, in SI units, and read it back.
 
         Raises:
-            BusError: it does not answer, refuses, or reads as something else afterwards.
-            ValueError: the value is outside what the register takes.
+            BusError: the servo does not answer, refuses, or reads as another value afterwards.
+            ValueError: the value is outside the register's range.
         """
         data, request = register.encode(value), protocol.write(servo, register.address, register.encode(value))
         until_s = time.monotonic() + deadline_s
@@ -147,7 +147,7 @@ class Bus:
                 raise BusError(f"servo {servo} has {register.name} = {has:.4g} after {value:.4g} was written")
 
     def _read_one(self, servo: int, register: Register, until_s: float) -> Reply | None:
-        """Return what a servo answers to a read of a register, asked until it does or the time is up."""
+        """Return a servo's answer to a read of a register, asked repeatedly until it answers or the time is up."""
         while True:
             left_s = until_s - time.monotonic()
             found = self.sync_read([servo], register.address, register.size, deadline_s=min(left_s, DEADLINE_S))
@@ -157,18 +157,18 @@ class Bus:
     def sync_read(
         self, servos: Sequence[int], address: int, size: int, *, deadline_s: float = DEADLINE_S
     ) -> dict[int, Reply]:
-        """Return what servos answered to a read of `size` bytes each; one that did not answer is left out.
+        """Return the servos' answers to a read of `size` bytes each; a servo that did not answer is left out.
 
         Raises:
-            PortError: the port is gone.
+            PortError: the port is lost.
         """
         return self.bulk_read(dict.fromkeys(servos, (address, size)), deadline_s=deadline_s)
 
     def bulk_read(self, blocks: Mapping[int, Block], *, deadline_s: float = DEADLINE_S) -> dict[int, Reply]:
-        """Return what servos answered to a read of a block each, (address, size); the rest is left out.
+        """Return the servos' answers to a read of a block each, (address, size); silent servos are left out.
 
         Raises:
-            PortError: the port is gone.
+            PortError: the port is lost.
         """
         until_s = time.monotonic() + deadline_s
         found: dict[int, Reply] = {}
@@ -188,29 +188,29 @@ class Bus:
         return found
 
     def sync_write(self, register: Register, values: Mapping[int, float]) -> None:
-        """Set a register of several servos at once, in SI units. Nobody answers.
+        """Set a register of several servos at once, in SI units. Servos do not answer.
 
         Raises:
-            PortError: the port is gone.
-            ValueError: a value is outside what the register takes; nothing is sent then.
+            PortError: the port is lost.
+            ValueError: a value is outside the register's range; nothing is sent then.
         """
         data = {servo: register.encode(value) for servo, value in values.items()}
         self.port.write(protocol.sync_write(register.address, data), time.monotonic() + DEADLINE_S)
 
     def reboot(self, servo: int) -> None:
-        """Start a servo anew. BusError where it does not answer."""
+        """Reboot a servo. BusError if it does not answer."""
         if self._command(servo, protocol.reboot(servo), 0, DEADLINE_S) is None:
             raise BusError(f"servo {servo} does not answer a reboot; check its cable and power")
 
     def clear(self, servo: int) -> None:
-        """Bring a servo's position, when it rests, to within one revolution. BusError where it refuses."""
+        """Bring a resting servo's position to within one revolution. BusError if it refuses."""
         reply = self._command(servo, protocol.clear(servo), 0, DEADLINE_S)
         if reply is None or reply.error:
             why = _named(reply.error) if reply else "no answer"
             raise BusError(f"servo {servo} does not clear its revolutions ({why}); it must rest")
 
     def _command(self, servo: int, request: bytes, size: int, deadline_s: float) -> Reply | None:
-        """Make a request that one servo answers with `size` bytes; None where it does not, in the end."""
+        """Make a request that one servo answers with `size` bytes; None if it does not answer in time."""
         until_s = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             if not self._outstanding.is_free(servo, size, time.monotonic()):
@@ -224,16 +224,16 @@ class Bus:
         return None
 
     def _settle(self, servos: Sequence[int], until_s: float) -> None:
-        """Have servos answer a read whose size tells it from what they owe."""
+        """Let servos answer a read whose size differs from every answer that they owe."""
         now_s = time.monotonic()
         size = self._outstanding.size_for(servos, range(4, REGION_END - REGION_BEGIN + 1), now_s)
         if size is not None:
             self._exchange(protocol.sync_read(servos, REGION_BEGIN, size), dict.fromkeys(servos, size), until_s)
 
     def _tagged(self, blocks: Mapping[int, Block]) -> dict[int, Block]:
-        """Return blocks that hold the wanted ones, of sizes that tell their answers from late ones.
+        """Return blocks that contain the wanted ones, of sizes that tell their answers from late ones.
 
-        Servos that must settle first are left out.
+        Servos that must answer an older request first are left out.
         """
         now_s = time.monotonic()
         found: dict[int, Block] = {}
@@ -252,7 +252,7 @@ class Bus:
         return {servo: (min(address, REGION_END - each), each) for servo, each in chosen.items() if each}
 
     def _exchange(self, request: bytes, sizes: Mapping[int, int], until_s: float) -> dict[int, Reply]:
-        """Send a request; return the answers of the sizes expected, by servo, that came in time."""
+        """Send a request; return the answers of the expected sizes that came in time, by servo."""
         self._drain()
         self.counts["requests"] += 1
         self.port.write(request, until_s)
@@ -260,14 +260,14 @@ class Bus:
         patience_s = self._quiet_s + self.port.latency_s + 10 * (expected + len(request)) / self.port.baud_rate
         decoder, found, received = Decoder(), dict[int, Reply](), 0
         while len(found) < len(sizes):
-            # With as many bytes as all answers have, a damaged one is among them; few can still come.
+            # As many bytes as all answers have: a damaged answer is among them, and few bytes can still come.
             wait_s = patience_s if received < expected else GRACE_S + self.port.latency_s
             data = self.port.read(min(until_s, time.monotonic() + wait_s))
             if not data:
                 break
             received += len(data)
             self._sort(decoder.feed(data), sizes, found)
-            if received > expected + MAX_LATE_BYTES:  # somebody babbles
+            if received > expected + MAX_LATE_BYTES:  # a device sends without end
                 self.port.flush()
                 break
         if len(found) < len(sizes):
@@ -283,7 +283,7 @@ class Bus:
         """Add the packets that answer the request to `found`."""
         for packet in packets:
             if packet.instruction != Instruction.STATUS or not packet.parameters:
-                continue  # an echo of our own request
+                continue  # an echo of the request itself
             servo, data = packet.id, packet.data
             is_refusal = packet.error and not data and self._outstanding.is_free(servo, 0, time.monotonic())
             if servo in sizes and servo not in found and (len(data) == sizes[servo] or is_refusal):
@@ -300,13 +300,13 @@ class Bus:
                 self._outstanding.missed(servo, size, now_s)
 
     def _drain(self) -> None:
-        """Throw away what came since the last request: it answers none that is to come."""
+        """Discard bytes that came since the last request: they answer no later request."""
         decoder, left = Decoder(), MAX_LATE_BYTES
         while left > 0 and (data := self.port.read(0.0)):
             self.counts["late_bytes"] += len(data)
             left -= len(data)
             self._sort(decoder.feed(data), {}, {})
-        if left <= 0:  # somebody babbles
+        if left <= 0:  # a device sends without end
             self.port.flush()
 
 

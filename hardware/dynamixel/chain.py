@@ -1,4 +1,4 @@
-"""The servos of one robot as its joints: identified, set up, read, sent somewhere, and without torque when in doubt."""
+"""The servos of one robot as its joints: identified, set up, read, sent to targets, and without torque in doubt."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .bus import Bus, BusError
 from .control_table import MODE_CURRENT_POSITION, MODELS, HardwareError, Model, Register
 
 SCAN_BEGIN_S, SCAN_ID_S = 0.1, 0.004
-"""How long a broadcast takes, and each id up to the highest: the DYNAMIXEL SDK waits 3 ms for each."""
+"""Duration of a broadcast, plus the time per id up to the highest: the DYNAMIXEL SDK waits 3 ms for each."""
 REBOOT_S, BOOTING_S, ANSWER_S = 2.0, 0.05, 0.006
-"""A servo that was rebooted is back by then; between two looks for it; how long a look takes."""
+"""Time until a rebooted servo is back, pause between two checks for it, and duration of a check."""
 REST_S, REST_POLL_S, REST_RAD_S = 1.0, 0.01, 0.1
-"""Who takes hold of servos waits for so long at most until they rest, and what rest is."""
+"""Max time that `hold` waits for the servos to rest, and the max speed at rest."""
 RELAX_S = 0.5
-"""Torque is taken off again and again for so long, until every servo says that it is off."""
+"""Time for which torque is taken off repeatedly, until every servo confirms it."""
 TURN = 2 * math.pi
 
 
@@ -36,39 +36,39 @@ class Drive:
     offset_rad: float = 0.0
 
     def servo_rad(self, joint_rad: float) -> float:
-        """Return the servo's angle for the joint's."""
+        """Return the servo's angle for a joint angle."""
         return self.offset_rad + self.sign * joint_rad
 
     def joint_rad(self, servo_rad: float) -> float:
-        """Return the joint's angle for the servo's.
+        """Return the joint angle for a servo angle.
 
-        Servos count turns only while they have power: of all turns it is the one nearest to the joint's range.
+        Servos count turns only while they have power: the result is the turn nearest to the joint's range.
         """
         middle = (self.joint.min_rad + self.joint.max_rad) / 2
         return middle + math.remainder(self.sign * (servo_rad - self.offset_rad) - middle, TURN)
 
     @property
     def name(self) -> str:
-        """The servo as people find it."""
+        """The servo's name in messages."""
         return f"servo {self.id} ({self.joint.name})"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What every servo of a chain is set to."""
+    """The settings of every servo of a chain."""
 
     current_a: float
     speed_rad_s: float
     acceleration_rad_s2: float
     temperature_c: float
-    """The servo itself takes its torque off above."""
+    """Temperature above which the servo takes its own torque off."""
     watchdog_s: float
-    """A servo that hears nothing for so long stops; it holds its place then."""
+    """Silence after which a servo stops and holds its position."""
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What the servos measured, [A] each; NaN where one did not answer."""
+    """The servos' measurements, [A] each; NaN for a servo that did not answer."""
 
     joint_rad: FloatArray
     velocity_rad_s: FloatArray
@@ -76,32 +76,32 @@ class Readings:
     voltage_v: FloatArray
     temperature_c: FloatArray
     is_alert: bool = False
-    """Whether a servo says that it has a hardware error."""
+    """Whether each servo reports a hardware error."""
 
 
 class Chain:
-    """Servos that move one robot's joints. What a servo is told is read back, but goals while it moves."""
+    """Servos that move one robot's joints. Every setting is read back; goals during motion are not."""
 
     def __init__(self, bus: Bus, model: Model, drives: Sequence[Drive], limits: Limits) -> None:
         self.bus, self.model, self.drives, self.limits = bus, model, tuple(drives), limits
         self.ids = [drive.id for drive in drives]
         self._by_id = {drive.id: drive for drive in drives}
         self._turned_rad = dict.fromkeys(self.ids, 0.0)
-        """By how many whole turns a servo's angle is off its drive's."""
+        """Whole turns by which a servo's angle is off its drive's."""
 
     def name(self, servo: int) -> str:
-        """Return a servo's name for people."""
+        """Return a servo's name for messages."""
         return self._by_id[servo].name
 
     # Who is there
 
     def take_over(self) -> None:
-        """Take torque off whatever answers, see who is there, and set all up.
+        """Take torque off every servo that answers, identify the servos, and set all of them up.
 
         Raises:
-            BusError: in one line, what is wrong and the next step; a servo that did not confirm to have no torque, too.
+            BusError: one line with the fault and the next step, also if a servo did not confirm that its torque is off.
         """
-        self.bus.sync_write(self.model["status_return_level"], dict.fromkeys(self.ids, 2.0))  # they are to answer
+        self.bus.sync_write(self.model["status_return_level"], dict.fromkeys(self.ids, 2.0))  # these servos must answer
         self.relax()
         self.identify()
         left = self.relax()
@@ -110,10 +110,10 @@ class Chain:
         self.configure()
 
     def identify(self) -> None:
-        """Make sure that every servo is there once, and of the right model.
+        """Check that every servo is there once, and of the right model.
 
         Raises:
-            BusError: in one line, what is wrong and the next step.
+            BusError: one line with the fault and the next step.
         """
         found = self.bus.scan(SCAN_BEGIN_S + SCAN_ID_S * (max(self.ids) + 1))
         doubled = [servo for servo in self.ids if len(found.get(servo, [])) > 1]
@@ -137,7 +137,7 @@ class Chain:
     # Settings
 
     def settings(self) -> dict[str, float]:
-        """Return what every servo is set to while it works, by register, SI units."""
+        """Return the settings of every servo at work, by register, SI units."""
         limits = self.limits
         return {
             "return_delay_time": 0.0,
@@ -160,10 +160,10 @@ class Chain:
         }
 
     def configure(self, servos: Iterable[int] | None = None) -> None:
-        """Set servos up as `settings` says, torque off; only what differs is written.
+        """Set servos up as `settings` says, torque off; only differing registers are written.
 
         Raises:
-            BusError: a servo does not take a setting.
+            BusError: a servo does not accept a setting.
         """
         servos = list(self.ids if servos is None else servos)
         begin, size = self.model.block("model_number", "shutdown")
@@ -175,15 +175,16 @@ class Chain:
                 raise BusError(f"servo {servo} does not tell its settings; check its cable and power")
             for name, value in self.settings().items():
                 register = self.model[name]
-                # EEPROM wears, and what is in RAM changes with the mode.
+                # EEPROM wears, and the registers in RAM change with the mode.
                 if not register.is_kept or found[servo].data[_span(register)] != register.encode(value):
                     self.bus.write(servo, register, value)
 
     def hold(self, servos: Iterable[int] | None = None) -> dict[int, float]:
-        """Put torque on servos where they are, so that none of them moves; return where, by id, joint rad.
+        """Put torque on servos at their measured positions, so that none moves; return the positions, by id, joint rad.
 
         Raises:
-            BusError: a servo's goal is not where it is, or it takes no torque. No servo of these has torque then.
+            BusError: a servo's goal is not its position, or it does not accept torque. None of the servos has torque
+                then.
         """
         servos = list(self.ids if servos is None else servos)
         held = {}
@@ -202,7 +203,7 @@ class Chain:
         return held
 
     def _await_rest(self, servos: list[int]) -> None:
-        """Wait until servos without torque move no more, or have fallen for long enough."""
+        """Wait until servos without torque rest, or have fallen for the max time."""
         velocity, until_s = self.model["present_velocity"], time.monotonic() + REST_S
         while time.monotonic() < until_s:
             found = self.bus.sync_read(servos, velocity.address, velocity.size)
@@ -211,10 +212,10 @@ class Chain:
             time.sleep(REST_POLL_S)
 
     def relax(self, servos: Iterable[int] | None = None) -> list[int]:
-        """Take torque off servos, and make sure of it; return those that did not confirm it.
+        """Take torque off servos and confirm it; return the servos that did not confirm.
 
         Raises:
-            PortError: the port is gone.
+            PortError: the port is lost.
         """
         left = list(self.ids if servos is None else servos)
         torque, until_s = self.model["torque_enable"], time.monotonic() + RELAX_S
@@ -227,15 +228,15 @@ class Chain:
         return left
 
     def reboot_all(self, servos: Iterable[int]) -> None:
-        """Start servos anew and wait until all answer. BusError where one does not come back."""
+        """Reboot servos and wait until all answer. BusError if one does not come back."""
         away = list(servos)
         for servo in away:
-            with contextlib.suppress(BusError):  # its answer may be lost; it is looked for below
+            with contextlib.suppress(BusError):  # its answer may be lost; the servo is searched for below
                 self.bus.reboot(servo)
         until_s = time.monotonic() + REBOOT_S
         place, answer_s = self.model["present_position"], ANSWER_S + self.bus.port.latency_s
         while away:
-            # Unlike pings, reads have answers that can be told apart, so that none has to be waited for.
+            # Unlike pings, reads have answers of distinct sizes, so that no answer has to be awaited.
             found = self.bus.sync_read(away, place.address, place.size, deadline_s=answer_s)
             away = [servo for servo in away if servo not in found]
             if away and time.monotonic() >= until_s:
@@ -246,7 +247,7 @@ class Chain:
     # At work
 
     def send(self, joint_rad: FloatArray) -> None:
-        """Send every joint somewhere, in one packet that nobody answers. PortError where the port is gone."""
+        """Send every joint to a target, in one packet without an answer. PortError if the port is lost."""
         goals = {
             drive.id: drive.servo_rad(float(angle)) + self._turned_rad[drive.id]
             for drive, angle in zip(self.drives, joint_rad, strict=True)
@@ -254,7 +255,7 @@ class Chain:
         self.bus.sync_write(self.model["goal_position"], goals)
 
     def read(self) -> Readings:
-        """Measure. PortError where the port is gone."""
+        """Measure. PortError if the port is lost."""
         begin, size = self.model.block("present_current", "present_temperature")
         found = self.bus.sync_read(self.ids, begin, size)
         rows = np.full((5, len(self.ids)), np.nan, np.float32)
@@ -277,7 +278,7 @@ class Chain:
         )
 
     def states(self) -> dict[int, tuple[bool, HardwareError]]:
-        """Return by id whether a servo has torque, and what is wrong with it; those that answer."""
+        """Return torque and errors of each servo that answers, by id."""
         begin, size = self.model.block("torque_enable", "hardware_error_status")
         found = self.bus.sync_read(self.ids, begin, size)
         return {
@@ -287,7 +288,7 @@ class Chain:
         }
 
     def is_set_up(self, servo: int) -> bool | None:
-        """Return whether a servo at work still has its settings of RAM and its watchdog; None where it does not say."""
+        """Return whether a servo at work still has its RAM settings and its watchdog; None if it does not answer."""
         begin, size = self.model.block("bus_watchdog", "profile_velocity")
         reply = self.bus.sync_read([servo], begin, size).get(servo)
         if reply is None or len(reply.data) != size:

@@ -1,4 +1,4 @@
-"""Control tables of DYNAMIXEL servos, and the one place where their units become SI's.
+"""Control tables of DYNAMIXEL servos: the one place where their units become SI units.
 
 Source: ROBOTIS e-manual, the pages of each model.
 """
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from enum import IntFlag
 
 RAM = 64
-"""First address that is not kept without power; below it nothing can be written while torque is on."""
+"""First address that is lost without power; below it nothing can be written while torque is on."""
 REV_PER_MIN = 2 * math.pi / 60
 VELOCITY = 0.229 * REV_PER_MIN
 ACCELERATION = 214.577 * REV_PER_MIN / 60
 POSITION = 2 * math.pi / 4096
 CENTRE = 2048
-"""Counts at which a servo's angle is 0 rad here."""
+"""Counts at angle 0 rad."""
 MAX_TURNS = 1_048_575
-"""Counts of a goal in the modes of many turns."""
+"""Goal limits in counts, in the modes of many turns."""
 MODE_CURRENT, MODE_VELOCITY, MODE_POSITION, MODE_TURNS, MODE_CURRENT_POSITION, MODE_PWM = 0, 1, 3, 4, 5, 16
 """Values of the register `operating_mode`."""
 
@@ -44,38 +44,38 @@ class Register:
     """Bytes: 1, 2 or 4, little-endian."""
     minimum: int
     maximum: int
-    """In counts, of what may be written."""
+    """Range of values that may be written, counts."""
     initial: int = 0
     unit: float = 1.0
-    """SI units (rad, rad/s, rad/s², A, V, °C, s) in one count."""
+    """SI units (rad, rad/s, rad/s², A, V, °C, s) per count."""
     origin: int = 0
     """Counts at 0 of the SI unit."""
     is_writable: bool = True
 
     @property
     def is_kept(self) -> bool:
-        """Whether the value survives a loss of power, and can be written only with torque off."""
+        """Whether the value survives a loss of power and can be written only with torque off."""
         return self.address < RAM
 
     def decode(self, data: bytes) -> float:
-        """Return bytes in SI units."""
+        """Convert bytes to SI units."""
         return (self.counts(data) - self.origin) * self.unit
 
     def counts(self, data: bytes) -> int:
-        """Return bytes as a whole number.
+        """Convert bytes to a whole number.
 
         Raises:
-            ValueError: there are too few or too many.
+            ValueError: there are too few or too many bytes.
         """
         if len(data) != self.size:
             raise ValueError(f"{self.name} has {len(data)} bytes, expected {self.size}")
         return int.from_bytes(data, "little", signed=self.minimum < 0)
 
     def encode(self, value: float) -> bytes:
-        """Return a value in SI units as bytes, rounded to the nearest count.
+        """Convert a value in SI units to bytes, rounded to the nearest count.
 
         Raises:
-            ValueError: the value is not finite, or outside what the register takes.
+            ValueError: the value is not finite, or outside the register's range.
         """
         if not math.isfinite(value):
             raise ValueError(f"{self.name} is {value}, expected a finite number")
@@ -88,22 +88,22 @@ class Register:
 
 @dataclass(frozen=True)
 class Model:
-    """A kind of servo: its number, and its registers by name."""
+    """A servo model: its number, and its registers by name."""
 
     name: str
     number: int
     registers: dict[str, Register] = field(repr=False)
     stall_a: float
-    """Current that it draws at most, A."""
+    """Max current that it draws, A."""
     indirect: tuple[tuple[int, int, int], ...] = ()
-    """Blocks of indirect addressing: (address of the first pointer, address of the first datum, how many)."""
+    """Blocks of indirect addressing: (address of the first pointer, address of the first datum, count)."""
 
     def __getitem__(self, name: str) -> Register:
-        """Return a register by name; KeyError where there is none."""
+        """Return a register by name; KeyError for an unknown name."""
         return self.registers[name]
 
     def block(self, first: str, last: str) -> tuple[int, int]:
-        """Return address and size of everything from one register to another."""
+        """Return address and size of the block from one register to another."""
         begin, end = self[first], self[last]
         return begin.address, end.address + end.size - begin.address
 
@@ -169,7 +169,7 @@ XM430_REGISTERS = (
     _read("present_temperature", 146, 1),
     _read("backup_ready", 147, 1),
 )
-"""What the XM430 servos have in common, as the W210 has it."""
+"""The registers that the XM430 servos share, as the W210 has them."""
 
 
 def _with(registers: Iterable[Register], **changes: dict[str, float]) -> dict[str, Register]:

@@ -1,4 +1,4 @@
-"""Emulated servos on a pseudo-terminal, with faults on demand: what a bus can be tried on without any servo."""
+"""Emulated servos on a pseudo-terminal, with faults on demand: a test partner for a bus."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from .protocol import BROADCAST_ID, Decoder, Instruction, Packet
 from .servo import Servo
 
 IDLE_S = 0.01
-"""Time between two looks at the servos when nobody asks for anything."""
+"""Time between two updates of the servos without requests."""
 TCGETS2 = 0x802C542A
-"""Request of Linux for the state of a terminal, `struct termios2`."""
+"""Linux' request for the state of a terminal, `struct termios2`."""
 MAX_S = 0.1
-"""A longer time than this is let go by in parts."""
+"""A longer time is simulated in parts."""
 
 
 @dataclass
 class Faults:
-    """What goes wrong on the wire; probabilities are of each packet."""
+    """Faults of the wire; probabilities are per packet."""
 
     drop: float = 0.0
     """A packet is lost, in either direction."""
     corrupt: float = 0.0
-    """A bit of a packet is turned, in either direction."""
+    """A bit of a packet flips, in either direction."""
     duplicate: float = 0.0
     """An answer comes twice."""
     garbage: float = 0.0
     """Up to sixteen bytes of noise come before an answer."""
     late: float = 0.0
-    """An answer comes `late_s` later, and so do those behind it."""
+    """An answer comes `late_s` later, and so do the answers behind it."""
     late_s: float = 0.1
     echo: bool = False
     """The adapter sends back what it is sent."""
@@ -52,9 +52,9 @@ class Faults:
 
 
 class Emulator:
-    """Servos on a pseudo-terminal, in a thread of their own. Use as a context manager, or `start` and `close`.
+    """Servos on a pseudo-terminal, in a thread of their own. Use as a context manager, or call `start` and `close`.
 
-    `port` is what a bus opens. With `link` it is a symbolic link that stays the same over an unplugging, as
+    A bus opens `port`. With `link` it is a symbolic link that stays the same when the adapter is unplugged, as
     /dev/serial/by-id does.
     """
 
@@ -65,11 +65,11 @@ class Emulator:
         self._every = list(servos)
         self.faults = faults or Faults()
         self.heard: deque[Packet] = deque(maxlen=4096)
-        """The newest packets that came."""
+        """The newest packets that arrived."""
         self.lock = threading.RLock()
         """Held while the servos change."""
         self.advances = True
-        """Whether time goes by for the servos."""
+        """Whether time passes for the servos."""
         self._link, self._rng = link, np.random.default_rng(seed)
         self._master = self._slave = -1
         self._port = ""
@@ -83,14 +83,14 @@ class Emulator:
         return str(self._link or self._port)
 
     def start(self) -> None:
-        """Plug in, and let the servos live."""
+        """Plug the adapter in and start the servos."""
         self.plug_in()
         self._is_over.clear()
         self._thread = threading.Thread(target=self._live, name="emulator", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End; safe to call twice."""
+        """Stop; safe to call twice."""
         self._is_over.set()
         if self._thread:
             self._thread.join()
@@ -107,7 +107,7 @@ class Emulator:
         self.close()
 
     def plug_in(self) -> None:
-        """Have a port."""
+        """Create the port."""
         with self.lock:
             if self._master >= 0:
                 return
@@ -121,7 +121,7 @@ class Emulator:
                 self._link.symlink_to(self._port)
 
     def unplug(self) -> None:
-        """Take the adapter away: the port is gone. The servos keep their power."""
+        """Unplug the adapter: the port is lost. The servos keep their power."""
         with self.lock:
             if self._master < 0:
                 return
@@ -134,7 +134,7 @@ class Emulator:
                     self._link.unlink()
 
     def brown_out(self, servos: Iterable[int] = ()) -> None:
-        """Cut the power of servos, of all where none is named, and give it back at once."""
+        """Cut the power of servos, of all by default, and restore it at once."""
         with self.lock:
             for servo in [self.servos[each] for each in servos] or self._every:
                 servo.brown_out()
@@ -165,10 +165,10 @@ class Emulator:
             seconds -= MAX_S
 
     def _received(self) -> bytes:
-        """Return what came on the wire, as the servos hear it."""
+        """Return the bytes on the wire, as the servos hear them."""
         try:
             data = os.read(self._master, 65536) if self._master >= 0 else b""
-        except OSError:  # nobody has the port open, or nothing came
+        except OSError:  # no process has the port open, or nothing came
             return b""
         if data and self.faults.echo:
             self._write(data)
@@ -184,7 +184,7 @@ class Emulator:
         return bytes(damaged)
 
     def _baud_rate(self) -> int:
-        """Return the port's value of the register `baud_rate`; -1 where servos know no such rate."""
+        """Return the port's rate as a value of the register `baud_rate`; -1 for a rate that servos do not know."""
         with contextlib.suppress(OSError):
             state = fcntl.ioctl(self._slave, TCGETS2, bytes(44))
             speed = int.from_bytes(state[40:44], "little")  # as a number, whichever way it was set
@@ -205,7 +205,7 @@ class Emulator:
         self.servos = {servo.id: servo for servo in self._every}
 
     def _answers(self, packet: Packet, hearing: Sequence[Servo]) -> Iterable[tuple[Servo, bytes]]:
-        """Yield what is answered, in the order of the wire. Two servos of one id answer both."""
+        """Yield the answers, in the order of the wire. Two servos with one id both answer."""
         for servo, part in _parts(packet, hearing):
             answer = servo.answer(part)
             if answer is not None and (part is packet or packet.instruction in READS):
@@ -232,7 +232,7 @@ class Emulator:
             self._write(self._later.popleft()[1])
 
     def _write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # nobody reads
+        with contextlib.suppress(OSError):  # no process reads
             os.write(self._master, data)
 
 
@@ -240,7 +240,7 @@ READS = {Instruction.SYNC_READ, Instruction.BULK_READ}
 
 
 def _parts(packet: Packet, servos: Sequence[Servo]) -> Iterable[tuple[Servo, Packet]]:
-    """Yield what a packet asks of each servo, as packets of its own."""
+    """Yield the request to each servo in a packet, as packets of their own."""
     given = packet.parameters
     match packet.instruction:
         case Instruction.SYNC_READ if len(given) > 4:

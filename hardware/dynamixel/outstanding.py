@@ -1,4 +1,4 @@
-"""Answers that may still come, so that a late one is never taken for another's."""
+"""Outstanding answers: a late answer must never pass for an answer to a newer request."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 LATEST_S = 1.0
-"""An answer that did not come by then will not come any more."""
+"""Time after which an answer will not come any more."""
 
 
 class Outstanding:
-    """Sizes of answers that servos may still send, by servo.
+    """Sizes of the answers that servos may still send, by servo.
 
-    A status packet does not tell which request it answers; its size does, where no other answer of that size can come.
-    Servos answer in order: once a later request is answered the older ones are over. Sizes of these are still avoided
-    where there are others, since an adapter in between may hold packets back.
+    A status packet does not name the request that it answers; its size does if no other answer of that size can come.
+    Servos answer in order: once a later request is answered the older ones are over. Their sizes are still avoided
+    while others are available, since an adapter may hold packets back.
     """
 
     def __init__(self) -> None:
         self._owed: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self._over: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        """Sizes that were asked for at some moment: never answered, and not answered before a later request was."""
+        """Sizes of requests that were never answered, and not answered before a later request was."""
         self._newest: dict[int, int] = {}
         """Size of the newest answer, which may come twice."""
 
     def missed(self, servo: int, size: int, now_s: float) -> None:
-        """Note that an answer did not come, or that one came which nobody waited for."""
+        """Record that an answer did not come, or that an unexpected one came."""
         self._owed[servo][size] = now_s
 
     def answered(self, servo: int, size: int) -> None:
-        """Note that an answer came to the newest request."""
+        """Record an answer to the newest request."""
         self._newest[servo] = size
         if servo in self._owed:
             self._over[servo] |= self._owed.pop(servo)
 
     def clear(self) -> None:
-        """Nothing can come any more: the port was opened anew."""
+        """Clear everything: the port was opened again, and no answer can come."""
         self._owed.clear()
         self._over.clear()
         self._newest.clear()
 
     def is_free(self, servo: int, size: int, now_s: float) -> bool:
-        """Whether an answer of this size can only be one to a new request."""
+        """Return whether an answer of this size can only answer a new request."""
         asked_s = self._owed[servo].get(size) if servo in self._owed else None
         return asked_s is None or now_s - asked_s > LATEST_S
 
     def size_for(self, servos: Iterable[int], sizes: range, now_s: float) -> int | None:
         """Return the smallest of these sizes that tells an answer of every servo from all others.
 
-        Where each was asked for lately, the one that was over first; None where none will do.
+        If each size was asked for recently, the size whose request ended first; None if no size will do.
         """
         servos = list(servos)
         newest = {self._newest.get(servo) for servo in servos}

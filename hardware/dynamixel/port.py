@@ -1,4 +1,4 @@
-"""The serial port of a servo bus: opened for one process alone, read and written with deadlines."""
+"""The serial port of a servo bus: opened exclusively, read and written with deadlines."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from r3l.robot import RobotError
 
 READ_BYTES = 4096
 LATENCY_S = 0.016
-"""What an FTDI adapter keeps a short answer for, where nothing says otherwise."""
+"""Default time for which an FTDI adapter keeps a short answer."""
 
 
 class PortError(RobotError):
-    """A port cannot be opened, or is gone; the message says which and what to do."""
+    """A port cannot be opened, or is lost; the message names the port and the next step."""
 
 
 class Port:
-    """A serial port. A constructor stores, `open` does I/O; an error while it is used closes it."""
+    """A serial port. A constructor stores, `open` does I/O; an error during use closes the port."""
 
     def __init__(self, path: str, baud_rate: int) -> None:
         self.path, self.baud_rate = path, baud_rate
         self.latency_s = 0.0
-        """How long the adapter may keep an answer before it hands it over."""
+        """Max time for which the adapter keeps an answer."""
         self._serial: serial.Serial | None = None
         self._fd = -1
         self._poll = select.poll()
@@ -40,10 +40,10 @@ class Port:
         return self._fd >= 0
 
     def open(self) -> None:
-        """Open the port, for this process alone; nothing to do where it is open.
+        """Open the port exclusively; without effect on an open port.
 
         Raises:
-            PortError: there is no such port, it is another's, or this user may not open it.
+            PortError: the port does not exist, another process has it open, or this user may not open it.
         """
         if self.is_open:
             return
@@ -52,7 +52,7 @@ class Port:
         except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             raise PortError(self._why(error)) from error
         with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError):
-            opened.set_low_latency_mode(True)  # a pseudo-terminal has no such thing
+            opened.set_low_latency_mode(True)  # a pseudo-terminal has no latency setting
         self._serial, self._fd = opened, opened.fileno()
         self._poll = select.poll()  # select knows no descriptor above 1023
         self._poll.register(self._fd)
@@ -66,10 +66,10 @@ class Port:
                 opened.close()
 
     def write(self, data: bytes, deadline_s: float) -> None:
-        """Write all bytes by a moment of the monotonic clock.
+        """Write all bytes by a deadline of the monotonic clock.
 
         Raises:
-            PortError: the port is gone, or takes nothing.
+            PortError: the port is lost, or accepts nothing.
         """
         while data:
             with self._lost():
@@ -79,10 +79,10 @@ class Port:
                     data = data[os.write(self._fd, data) :]
 
     def read(self, deadline_s: float) -> bytes:
-        """Return what has come, or comes first; nothing where nothing came by a moment of the monotonic clock.
+        """Return bytes as soon as there are any; empty if none came by a deadline of the monotonic clock.
 
         Raises:
-            PortError: the port is gone.
+            PortError: the port is lost.
         """
         with self._lost():
             if not self._is_ready(select.POLLIN, deadline_s):
@@ -96,7 +96,7 @@ class Port:
             return data
 
     def flush(self) -> None:
-        """Throw away what came and was not read. PortError where the port is gone."""
+        """Discard unread bytes. PortError if the port is lost."""
         with self._lost():
             try:
                 termios.tcflush(self._fd, termios.TCIFLUSH)
@@ -104,7 +104,7 @@ class Port:
                 raise OSError(str(error)) from error
 
     def _is_ready(self, event: int, deadline_s: float) -> bool:
-        """Wait until the port can be read or written, by a moment of the monotonic clock."""
+        """Wait until the port can be read or written, by a deadline of the monotonic clock."""
         self._poll.modify(self._fd, event)
         return bool(self._poll.poll(max(1000 * (deadline_s - time.monotonic()), 0)))
 
@@ -119,7 +119,7 @@ class Port:
             raise PortError(f"port {self.path} is gone ({error}); check cable and power") from error
 
     def _why(self, error: Exception) -> str:
-        """Say why a port cannot be opened, and what to do."""
+        """Return why a port cannot be opened, and the next step."""
         place = Path(self.path)
         if "\0" in self.path:
             return f"port {self.path!r} is no name of a file; mend the rig"
@@ -137,7 +137,7 @@ class Port:
         return f"port {self.path} cannot be opened ({why}); is it a serial port? ls /dev/serial/by-id lists some"
 
     def _latency_s(self) -> float:
-        """Return the adapter's latency; 0 where the port is no USB adapter."""
+        """Return the adapter's latency, s; 0 if the port is no USB adapter."""
         try:
             name = Path(os.path.realpath(self.path)).name
         except OSError:

@@ -16,7 +16,7 @@ MAX_ID = 0xFC
 OVERHEAD = len(HEADER) + 3
 """Bytes before the instruction: header, id, length."""
 MAX_LENGTH = 1024
-"""Of what a length field counts; more than any packet of these servos, so that a damaged length is seen as such."""
+"""Max length field, more than any packet of these servos has: a larger one is damaged."""
 ALERT_BIT = 0x80
 PATTERN, STUFFED = b"\xff\xff\xfd", b"\xff\xff\xfd\xfd"
 CLEAR_REVOLUTIONS = b"\x01\x44\x58\x4c\x22"
@@ -24,7 +24,7 @@ CLEAR_REVOLUTIONS = b"\x01\x44\x58\x4c\x22"
 
 
 class Instruction(IntEnum):
-    """What a packet asks for; STATUS is the answer."""
+    """The request of a packet; STATUS marks an answer."""
 
     PING = 0x01
     READ = 0x02
@@ -42,7 +42,7 @@ class Instruction(IntEnum):
 
 
 class StatusError(IntEnum):
-    """Why a servo did not do what a packet asked for."""
+    """Why a servo did not follow a request."""
 
     RESULT_FAIL = 1
     INSTRUCTION = 2
@@ -67,7 +67,7 @@ CRC_TABLE = _crc_table()
 
 
 def crc16(data: bytes, crc: int = 0) -> int:
-    """Return the CRC-16 of Protocol 2.0 (polynomial 0x8005, begun with 0, not reflected), or that of more data."""
+    """Return the CRC-16 of Protocol 2.0 (polynomial 0x8005, initial value 0, not reflected), or continue one."""
     table = CRC_TABLE
     for byte in data:
         crc = ((crc << 8) & 0xFF00) ^ table[(crc >> 8) ^ byte]
@@ -76,7 +76,7 @@ def crc16(data: bytes, crc: int = 0) -> int:
 
 @lru_cache(1024)
 def _crc_of_head(head: bytes) -> int:
-    """Return the checksum of what packets of a servo begin with, over and over."""
+    """Return the checksum of the common first bytes of packets, cached."""
     return crc16(head)
 
 
@@ -100,7 +100,7 @@ class Packet:
 
     @property
     def data(self) -> bytes:
-        """What a status packet carries."""
+        """The data of a status packet."""
         return self.parameters[1:]
 
 
@@ -108,7 +108,7 @@ def encode(packet: Packet) -> bytes:
     """Return a packet's bytes.
 
     Raises:
-        ValueError: the id is none (0 to 252, or 254 for all), or the parameters are too many.
+        ValueError: the id is invalid (0 to 252, or 254 for all), or there are too many parameters.
     """
     if not (0 <= packet.id <= MAX_ID or packet.id == BROADCAST_ID):
         raise ValueError(f"servo id is {packet.id}, expected 0 to {MAX_ID}, or {BROADCAST_ID} for all")
@@ -120,9 +120,9 @@ def encode(packet: Packet) -> bytes:
 
 
 class Decoder:
-    """Packets out of a stream of bytes in which anything may be missing, damaged or added.
+    """Finds packets in a stream of bytes that may be missing, damaged or inserted.
 
-    A packet whose checksum is wrong is left out, and the search goes on right behind its first byte: a damaged length
+    A packet with a wrong checksum is skipped, and the search continues right behind its first byte: a damaged length
     hides no packet that follows.
     """
 
@@ -132,12 +132,12 @@ class Decoder:
         """Bytes that belonged to no packet."""
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Take in bytes; return the packets that are complete now, in order."""
+        """Add bytes; return the packets that are complete now, in order."""
         self._bytes += data
         return self._packets(at_end=False)
 
     def finish(self) -> list[Packet]:
-        """Return the packets behind one that was begun and will never be complete, and forget all bytes."""
+        """Return the packets behind one that will never be complete, and drop all bytes."""
         found = self._packets(at_end=True)
         self.left_out += len(self._bytes)
         self._bytes.clear()
@@ -166,7 +166,7 @@ class Decoder:
         return found
 
     def _size(self, start: int) -> int:
-        """Return the bytes of the packet at `start`, as far as one can tell; 0 where there can be none."""
+        """Return the bytes of the packet at `start`, as far as known; 0 if there can be none."""
         stream = self._bytes
         if len(stream) - start < OVERHEAD:
             return OVERHEAD + 3
@@ -186,7 +186,7 @@ class Decoder:
 
 
 def _begun(stream: bytes | bytearray) -> int:
-    """Return how many bytes at the end of a stream may be the first of a header."""
+    """Return how many bytes at the end of a stream may start a header."""
     return next((size for size in (3, 2, 1) if stream.endswith(HEADER[:size])), 0)
 
 
@@ -211,10 +211,10 @@ def sync_read(servos: Sequence[int], address: int, size: int) -> bytes:
 
 
 def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
-    """Write to the same address of several servos, by servo id; nobody answers.
+    """Write to the same address of several servos, by servo id, without an answer.
 
     Raises:
-        ValueError: not all have as many bytes.
+        ValueError: the servos have data of different sizes.
     """
     sizes = {len(each) for each in data.values()}
     if len(sizes) != 1:
@@ -230,12 +230,12 @@ def bulk_read(blocks: Mapping[int, tuple[int, int]]) -> bytes:
 
 
 def reboot(servo: int) -> bytes:
-    """Start a servo anew: the only way to end what its shutdown latched."""
+    """Reboot a servo: the only way to clear what its shutdown latched."""
     return encode(Packet(servo, Instruction.REBOOT))
 
 
 def clear(servo: int) -> bytes:
-    """Bring a servo's position, when it rests, to within one revolution."""
+    """Bring a resting servo's position to within one revolution."""
     return encode(Packet(servo, Instruction.CLEAR, CLEAR_REVOLUTIONS))
 
 

@@ -1,4 +1,4 @@
-"""An emulated servo: its memory, its rules, its motion, its heat. What no source states is marked "assumed"."""
+"""An emulated servo: its memory, rules, motion and heat. Behaviour without a source is marked "assumed"."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ AMBIENT_C = 25.0
 SUBSTEP_S = 0.002
 STILL_RAD_S = 0.05
 REBOOT_S = 0.3
-"""Assumed: a servo answers nothing for so long after a reboot."""
+"""Assumed: time after a reboot for which a servo answers nothing."""
 GOALS = ("goal_pwm", "goal_current", "goal_velocity", "goal_position", "profile_acceleration", "profile_velocity")
-"""What a watchdog that tripped makes read-only."""
+"""Registers that a tripped watchdog makes read-only."""
 
 
 @dataclass
 class Mechanics:
-    """What a servo drives, and what it is made of; all of it assumed."""
+    """The servo's load, and its physical constants; all of it assumed."""
 
     torque_per_a: float = 1.3
     """N·m/A at the horn."""
@@ -47,17 +47,17 @@ class Mechanics:
     highest_rad: float = math.inf
     """Stops, in the servo's own angle."""
     load_nm: float = 0.0
-    """Torque that the world puts on the horn."""
+    """Torque of the world on the horn."""
     heat_c_per_a2_s: float = 0.25
-    """Warming by 1 A."""
+    """Warming per A."""
     cooling_s: float = 600.0
-    """Time constant of cooling down."""
+    """Time constant of cooling."""
     overload_s: float = 2.0
-    """A servo that draws most of its current so long without moving latches an overload."""
+    """Time of high current without motion after which a servo latches an overload."""
 
 
 class Servo:
-    """One servo. Time is told by `advance`, requests by `answer`."""
+    """One servo. `advance` simulates time, `answer` answers requests."""
 
     def __init__(self, servo: int, model: Model = XM430_W210, *, angle_rad: float = 0.0, baud_rate: int = 3) -> None:
         self.model = model
@@ -66,9 +66,9 @@ class Servo:
         self.temperature_c, self.voltage_v = AMBIENT_C, 12.0 if model["max_voltage_limit"].initial > 80 else 5.0
         self.is_powered = True
         self.moved_by: Callable[[], tuple[float, float]] | None = None
-        """Where the joint really is and how fast, (rad, rad/s), where another world moves it."""
+        """Position and speed of the joint, (rad, rad/s), if another world moves it."""
         self.on_write: Callable[[str, int], None] = lambda name, counts: None
-        """Called with every value that reached a register."""
+        """Called with every value written to a register."""
         self._memory = bytearray(1024)
         self._by_address = {each.address: each for each in model.registers.values()}
         for register in model.registers.values():
@@ -84,7 +84,7 @@ class Servo:
 
     @property
     def is_on(self) -> bool:
-        """Whether it has torque."""
+        """Whether the torque is on."""
         return bool(self.counts("torque_enable"))
 
     def counts(self, name: str) -> int:
@@ -103,14 +103,14 @@ class Servo:
         self._memory[register.address : register.address + register.size] = data
 
     def _boot(self) -> None:
-        """Start with what is kept without power; the rest as it is at first."""
+        """Restart: registers in EEPROM keep their values, the others get their initial ones."""
         for register in self.model.registers.values():
             if register.address >= RAM:
                 self._set(register.name, register.initial)
         for pointers, data, count in self.model.indirect:
             for at in range(count):
                 self._memory[pointers + 2 * at : pointers + 2 * at + 2] = (data + at).to_bytes(2, "little")
-        # Assumed: the limits are the first goals, and the goal's position is one that no joint can be trusted to be at.
+        # Assumed: the limits are the first goals, and the goal position is one that a driver must not trust.
         self._set("goal_pwm", self.counts("pwm_limit"))
         self._set("goal_current", self.counts("current_limit"))
         self._set("goal_velocity", self.counts("velocity_limit"))
@@ -126,12 +126,12 @@ class Servo:
         self.is_powered = False
 
     def power_on(self) -> None:
-        """Have power again, and begin anew."""
+        """Restore power and restart."""
         self.is_powered = True
         self._boot()
 
     def fail(self, error: HardwareError) -> None:
-        """Have a hardware error."""
+        """Latch a hardware error."""
         self._errors |= error
         if error & HardwareError(self.counts("shutdown")):
             self._set("torque_enable", 0)
@@ -139,11 +139,11 @@ class Servo:
     # Requests
 
     def hear(self) -> None:
-        """Note that there was a packet on the bus: any feeds the watchdog."""
+        """Record a packet on the bus: any packet feeds the watchdog."""
         self._since_packet_s = 0.0
 
     def answer(self, packet: Packet) -> bytes | None:
-        """Do what a packet asks; return the status packet, None where nothing is answered."""
+        """Execute a packet; return the status packet, or None without an answer."""
         if not self.is_powered or self._asleep_s > 0:
             return None
         is_broadcast = packet.id == BROADCAST_ID
@@ -206,7 +206,7 @@ class Servo:
         return 0, bytes(self._memory[self._pointed(each)] for each in range(address, address + size))
 
     def write(self, address: int, data: bytes) -> int:
-        """Write to the control table: every register of it as a whole, or none. Return the error."""
+        """Write to the control table: every register of it, or none. Return the error."""
         addresses = [self._pointed(each) for each in range(address, address + len(data))]
         at, writes = 0, list[tuple[Register | None, int, bytes]]()
         while at < len(data):
@@ -228,7 +228,7 @@ class Servo:
         return 0
 
     def _pointed(self, address: int) -> int:
-        """Return the address that one of indirect data stands for; any other stands for itself."""
+        """Return the address that an indirect address stands for; any other stands for itself."""
         for pointers, data, count in self.model.indirect:
             if data <= address < data + count:
                 at = pointers + 2 * (address - data)
@@ -236,7 +236,7 @@ class Servo:
         return address
 
     def _refused(self, register: Register | None, address: int, data: bytes) -> int:
-        """Return why a write is refused; 0 where it is not."""
+        """Return why a write is refused; 0 if it is not."""
         if register is None:
             is_pointer = any(first <= address < first + 2 * count for first, _, count in self.model.indirect)
             is_data = any(first <= address < first + count for _, first, count in self.model.indirect)
@@ -268,20 +268,20 @@ class Servo:
         return 0
 
     def _written(self, name: str) -> None:
-        """Do what follows from a write."""
+        """Apply the effects of a write."""
         if name == "torque_enable":
-            # After a shutdown only a reboot gives torque again. Assumed: the write is answered without an error.
+            # After a shutdown only a reboot restores torque. Assumed: the write is answered without an error.
             if self._errors & HardwareError(self.counts("shutdown")):
                 self._set("torque_enable", 0)
             self._path_rad, self._path_rad_s = self.angle_rad, 0.0
             self._stalled_s = 0.0
-        if name == "operating_mode":  # assumed: as after a start
+        if name == "operating_mode":  # assumed: as after a restart
             self._set("goal_current", self.counts("current_limit"))
 
     # Motion
 
     def advance(self, seconds: float) -> None:
-        """Let time go by."""
+        """Simulate a time span."""
         if not self.is_powered:
             self.temperature_c += (AMBIENT_C - self.temperature_c) * min(seconds / self.mechanics.cooling_s, 1)
             self._coast(seconds)
@@ -301,7 +301,7 @@ class Servo:
         self.current_a = self.velocity_rad_s = 0.0
 
     def _watch(self, seconds: float) -> None:
-        """Trip the watchdog where no packet came for longer than it says. Assumed: the joint stays where it is."""
+        """Trip the watchdog after a silence longer than its time. Assumed: the joint stays in place."""
         limit = self.counts("bus_watchdog")
         self._since_packet_s += seconds
         if limit > 0 and self.is_on and self._since_packet_s > limit * self.model["bus_watchdog"].unit:
@@ -310,11 +310,11 @@ class Servo:
             self._path_rad, self._path_rad_s = self.angle_rad, 0.0
 
     def _move(self, seconds: float) -> None:
-        """One substep of motor and joint."""
+        """Simulate one substep of motor and joint."""
         what = self.mechanics
         self.current_a = self._wanted_a(seconds) if self.is_on else 0.0
         torque = what.torque_per_a * self.current_a + what.load_nm - what.damping * self.velocity_rad_s
-        # A gear of 1:212 holds a horn that nothing drives: friction of 0.05 N·m.
+        # A gear of 1:212 holds a horn without load: friction of 0.05 N·m.
         if not self.is_on and abs(torque) < 0.05 and abs(self.velocity_rad_s) < STILL_RAD_S:
             self.velocity_rad_s = 0.0
             return
@@ -326,7 +326,7 @@ class Servo:
             self.angle_rad, self.velocity_rad_s = min(max(self.angle_rad, what.lowest_rad), what.highest_rad), 0.0
 
     def _wanted_a(self, seconds: float) -> float:
-        """Return the current that the controller of the operating mode asks for, in its limits, A."""
+        """Return the current that the controller of the operating mode requests, within its limits, A."""
         mode = self.counts("operating_mode")
         limit = self.value("current_limit")
         what = self.mechanics
@@ -347,7 +347,7 @@ class Servo:
         return min(max(wanted, -limit), limit)
 
     def _follow(self, seconds: float) -> None:
-        """Move the path towards the goal, at most as fast as the profile says (0: as fast as the servo can)."""
+        """Move the path towards the goal, at most as fast as the profile allows (0: as fast as the servo can)."""
         fastest = self.value("profile_velocity") or 8.0
         steepest = self.value("profile_acceleration") or 400.0
         goal_rad = self.value("goal_position") - self.value("homing_offset")
@@ -383,7 +383,7 @@ class Servo:
         return counts if turns else counts % 4096
 
     def _report(self) -> None:
-        """Bring what is measured to the registers."""
+        """Copy the measurements to the registers."""
         model = self.model
         self._set("present_position", self._angle_counts())
         self._set("present_velocity", round(self.velocity_rad_s / model["present_velocity"].unit))
