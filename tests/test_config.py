@@ -157,6 +157,7 @@ def test_the_settings_page_is_what_the_code_gives() -> None:
     [
         ({"sac.discount": 1.5}, "config key 'sac.discount' is 1.5, expected 0 to 1"),
         ({"sac.discount": math.inf}, "config key 'sac.discount' is inf, expected 0 to 1"),
+        ({"update_ratio": 10**400}, r"config key 'update_ratio' is 1000.*\.\.\..*000, expected 0 to 100"),
         ({"steps": 0}, "config key 'steps' is 0, expected 1 to 1,000,000,000"),
         ({"seed": -1}, "config key 'seed' is -1, expected 0 to"),
         ({"sac.hidden": []}, r"config key 'sac.hidden' is \(\), expected 1 to 16 numbers of 1 to 65,536"),

@@ -80,7 +80,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     elif get_origin(kind) is dict and isinstance(value, Mapping):
         return {key: _convert(get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e308 else value  # float() raises OverflowError on a greater int
     elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     else:

@@ -159,7 +159,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks."""
     state: Literal["latent", "pixels", "diagnostic-true-state"] = "latent"
-    """Input of the policies: the encoder's latent, pixels with convolutions of their own, or the true state."""
+    """Input of the policies: the encoder's latent, pixels with convolutions, or the true state (ground truth)."""
     reward: Literal["classifier", "diagnostic-true-reward"] = "classifier"
     """Reward of the task policy: the success classifier's, or the task's true reward (ground truth)."""
     novelty_bonus: Weight = 0.0
