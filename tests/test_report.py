@@ -45,7 +45,7 @@ TINY = Config(
     classifier=ClassifierConfig(hidden=16, pretrain_updates=20, batch_size=16),
     novelty=NoveltyConfig(hidden=16, batch_size=16),
 )
-GONE = ("Not there", "Cannot be shown")
+GONE = ("Missing:", "Cannot be shown")
 
 
 class References(HTMLParser):

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.night import QUICK, Night
 from r3l.cli.status import collect
 from r3l.config.schema import MANY, Config
-from r3l.evaluation.report import write_report
+from r3l.evaluation.report.document import write_report
 from r3l.run.directory import Run
 from r3l.run.state import Word, lock_holder, moment, planned_end, run_state, wall_s
 from r3l.training.shared_status import PROCESSES

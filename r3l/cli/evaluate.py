@@ -18,7 +18,7 @@ from r3l.evaluation.labels import compare
 from r3l.evaluation.labels import mark as take
 from r3l.evaluation.play import exported_of, open_policy, open_run
 from r3l.evaluation.play import play as act
-from r3l.evaluation.report import write_report
+from r3l.evaluation.report.document import write_report
 from r3l.evaluation.trials import evaluate_by_eye
 from r3l.evaluation.trials_folder import TrialsFolder
 from r3l.robot.base import Robot, SimulatedRobot

@@ -127,7 +127,7 @@ def evaluate(run: Run, is_cut: Callable[[], bool], step: int) -> int:
 
 def report(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     """Write the run's report."""
-    from r3l.evaluation.report import write_report
+    from r3l.evaluation.report.document import write_report
 
     os.nice(10)
     write_report(run, run.report)

@@ -1,4 +1,4 @@
-"""Figures of the report: SVG for plots, PNG for camera frames. Figure objects alone, so that it works headless."""
+"""Figures of the report: SVG for plots, PNG for camera frames. No pyplot, so that no display is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from r3l.evaluation.report.visits import BINS, ObjectAxis, Values
 from r3l.run.experience import PHASES
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#6b6b6b", "#30363d"
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 PHASE_COLOURS = {"exploration": GREY, "task": BLUE, "perturbation": ORANGE}
 PHASE_STYLES = {"exploration": ":", "task": "-", "perturbation": "--"}
 STYLE: Any = {
@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line with a meaning."""
+    """A labelled horizontal line."""
 
     label: str
     y: float
@@ -72,7 +72,7 @@ def curves(
     y_range: tuple[float, float] | None = None,
     is_log: bool = False,
 ) -> bytes:
-    """Draw lines over env steps; `learning_from` marks the end of exploration, `is_log` asks for a logarithmic axis."""
+    """Draw lines over env steps; `learning_from` marks the end of exploration, `is_log` allows a logarithmic axis."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("env steps", y_label)
         _thousands(axes)
@@ -80,9 +80,8 @@ def curves(
             marker = "o" if len(line.x) < 40 else ""
             axes.plot(line.x, line.y, line.style, color=line.colour, label=line.label, marker=marker, ms=3.5, lw=1.6)
             if line.low is not None and line.high is not None:
-                axes.fill_between(
-                    line.x, line.low, line.high, color=line.colour, alpha=0.15, lw=0, label="95% interval"
-                )
+                band: Any = {"color": line.colour, "alpha": 0.15, "lw": 0, "label": "95% interval"}
+                axes.fill_between(line.x, line.low, line.high, **band)
         if level is not None:
             axes.axhline(level.y, color=INK, lw=1, ls=(0, (5, 3)), label=level.label)
         if learning_from is not None and learning_from < max(max(line.x) for line in lines):
@@ -96,7 +95,7 @@ def curves(
 
 
 def over_object(axis: ObjectAxis, x: Values, y: Values, y_label: str, level: Level | None = None) -> bytes:
-    """Scatter a value over where the object was, with its mean per bin."""
+    """Scatter a value over the place of the object, with its mean per bin."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(axis.label, y_label)
         _goal(axes, axis)
@@ -113,7 +112,7 @@ def over_object(axis: ObjectAxis, x: Values, y: Values, y_label: str, level: Lev
 
 
 def visits(axis: ObjectAxis, phase: NDArray[np.int64]) -> bytes:
-    """Draw the histogram of where the object was, one outline per phase."""
+    """Draw the histogram of the object's places, one outline per phase."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(axis.label, "share of the phase's env steps")
         _goal(axes, axis)
@@ -124,14 +123,14 @@ def visits(axis: ObjectAxis, phase: NDArray[np.int64]) -> bytes:
                 label = f"{name} ({len(values):,} steps)"
                 style = PHASE_STYLES[name]
                 axes.stairs(count / len(values), edges, label=label, color=PHASE_COLOURS[name], ls=style, lw=1.8)
-        axes.axhline(1 / BINS, color=INK, lw=0.8, ls=(0, (1, 3)), label="everywhere alike")
+        axes.axhline(1 / BINS, color=INK, lw=0.8, ls=(0, (1, 3)), label="all places equally often")
         axes.set_ylim(bottom=0)
         _span(axes, axis)
         return _svg(figure, axes)
 
 
 def where_when(axis: ObjectAxis, phase: NDArray[np.int64]) -> bytes:
-    """Draw where the object was over the whole run, one dot per shown step, coloured by phase."""
+    """Draw the object's place over the whole run, one dot per shown step, coloured by phase."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("env steps", axis.label)
         _thousands(axes)
@@ -141,16 +140,8 @@ def where_when(axis: ObjectAxis, phase: NDArray[np.int64]) -> bytes:
         for number, name in enumerate(PHASES):
             chosen = shown[phase[shown] == number]
             if len(chosen):
-                axes.scatter(
-                    chosen + 1,
-                    axis.values[chosen],
-                    s=3,
-                    color=PHASE_COLOURS[name],
-                    alpha=0.6,
-                    lw=0,
-                    label=name,
-                    rasterized=True,
-                )
+                style: Any = {"s": 3, "color": PHASE_COLOURS[name], "alpha": 0.6, "lw": 0, "rasterized": True}
+                axes.scatter(chosen + 1, axis.values[chosen], label=name, **style)
         axes.set_ylim(axis.low, axis.high)
         axes.set_xlim(0, len(phase))
         if axis.is_circular:
@@ -178,7 +169,7 @@ def _thousands(axes: Axes) -> None:
 
 
 def _logarithmic(axes: Axes, lines: Sequence[Curve]) -> None:
-    """Make the y axis logarithmic where the values are positive and far enough apart to need it."""
+    """Make the y axis logarithmic if the values are positive and span a factor of 8 or more."""
     values = np.concatenate([np.asarray(line.y, np.float64) for line in lines])
     if values.min() <= 0 or values.max() < 8 * values.min():
         return
@@ -203,7 +194,7 @@ def _span(axes: Axes, axis: ObjectAxis) -> None:
 
 
 def _svg(figure: Figure, axes: Axes, *, marker_scale: float = 1) -> bytes:
-    """Return the figure, with its legend above the axes where it hides nothing."""
+    """Return the figure as SVG, with its legend above the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         columns = 2 if len(labels) > 3 or max(map(len, labels)) > 14 else len(labels)

@@ -1,4 +1,4 @@
-"""The report's HTML: small functions that escape what they are given, and one page that refers to nothing outside."""
+"""HTML elements of the report; each function escapes its text, and the page refers to nothing outside itself."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def escaped(text: object) -> str:
 
 
 def picture(content: bytes, alt: str) -> str:
-    """Return an image tag that holds its PNG or SVG."""
+    """Return an image tag with the PNG or SVG inside."""
     kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
     return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 def plot(content: bytes, title: str, note: str = "") -> str:
-    """Return a plot with its title and what to look for."""
+    """Return a plot with its title and a note about what to look for."""
     return f"<figure><figcaption><b>{escape(title)}.</b> {escape(note)}</figcaption>{picture(content, title)}</figure>"
 
 
@@ -81,7 +81,7 @@ def grid(parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table; numbers stand right, `Markup` cells as they are."""
+    """Return a table; numbers are aligned right, `Markup` cells are not escaped."""
     numeric = [bool(rows) and all(isinstance(row[k], int | float) for row in rows) for k in range(len(head))]
 
     def line(tag: str, cells: Sequence[Any]) -> str:
@@ -114,21 +114,21 @@ def bar(value: float, low: float, high: float) -> Markup:
 
 
 def tile(label: str, value: str, note: str = "") -> str:
-    """Return a headline number."""
+    """Return a number for the header, with its label and a note."""
     return f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
 
 
 def note(text: str) -> str:
-    """Return a remark that something is missing, or why."""
+    """Return a remark, for example about something that is missing."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def attempt(write: Callable[[], str]) -> str:
-    """Return what `write` returns, or why it is not there: half a run makes half a report."""
+    """Return what `write` returns, or a note about what is missing or damaged: half a run gets half a report."""
     try:
         return write()
     except MissingError as missing:
-        return note(f"Not there: {missing}.")
+        return note(f"Missing: {missing}.")
     except (UserError, RuntimeError, OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         return note(f"Cannot be shown: {error} ({type(error).__name__}).")
 
@@ -139,7 +139,7 @@ def paragraph(text: str) -> str:
 
 
 def section(anchor: str, title: str, lead: str, body: str) -> str:
-    """Return a section that begins with what to look for."""
+    """Return a section; `lead` says what to look for."""
     return f'<section id="{anchor}"><h2>{escape(title)}</h2><p class="lead">{escape(lead)}</p>{body}</section>'
 
 

@@ -1,4 +1,4 @@
-"""What a run's learned models say about stored frames: the encoder's pictures, the learned reward, the judge."""
+"""Probes of a run's learned models on stored frames: reconstruction, learned reward, judge."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from r3l.run.tensors import CheckpointError, Tensors, under_prefix
 from r3l.task.base import Task
 
 USED_NATS = 0.1
-"""A latent that carries less than this about the image is not used."""
+"""A latent that carries less information about the image counts as unused."""
 
 
 @dataclass
 class ModelProbes:
-    """A run's models on the CPU, read when they are asked for. Each raises MissingError where there is none."""
+    """The models of a run on the CPU, each loaded on first use; MissingError if the run has none yet."""
 
     run: Run
     task: Task
     warnings: list[str] = field(default_factory=list)
-    """About checkpoints that could not be used."""
+    """Messages about checkpoints that could not be used."""
 
     @property
     def joints(self) -> int:
@@ -47,15 +47,13 @@ class ModelProbes:
         """The tensors of the newest good checkpoint."""
         found = load_checkpoint(self.run.checkpoints, self.warnings.append)
         if found is None:
-            raise MissingError(
-                f"there is no checkpoint yet: one is written every {self.run.config.checkpoint_every:,} env steps "
-                "and when a run stops"
-            )
+            every = f"every {self.run.config.checkpoint_every:,} env steps"
+            raise MissingError(f"there is no checkpoint yet: one is written {every} and when a run stops")
         return found[0]
 
     @cached_property
     def vae(self) -> VAE:
-        """The acting encoder: of the newest published weights, otherwise of the checkpoint."""
+        """The encoder of the newest published weights, or of the checkpoint if none are published."""
         try:
             weights = self.run.read_weights(self.run.newest_snapshot())
         except UserError:
@@ -65,7 +63,7 @@ class ModelProbes:
         return vae
 
     def reward(self, frames: Frames) -> Values:
-        """Return the task policy's reward on frames, without a novelty bonus: the classifier's, or the true one."""
+        """Return the task policy's reward on frames, without a novelty bonus: by the classifier or by the truth."""
         config = self.run.config
         if config.reward == "diagnostic-true-reward":
             reward = self.task.true_reward(torch.from_numpy(frames.diagnostic))
@@ -95,19 +93,19 @@ class ModelProbes:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the encoder keeps of some frames."""
+    """Frames after encoder and decoder, and how much is kept."""
 
     pictures: NDArray[np.uint8]
     """[N, side, side, 3]: frames through the encoder and back."""
     explained: float
-    """Share of the pixels' variance between frames that the pictures bring back."""
+    """Share of the pixels' variance between frames that the pictures explain."""
     used: int
-    """Latents that carry at least USED_NATS."""
+    """Number of latents that carry at least USED_NATS."""
 
 
 @torch.no_grad()
 def reconstruct(vae: VAE, frames: Frames) -> Reconstruction:
-    """Send frames through the encoder and back, without noise."""
+    """Encode and decode frames, without noise."""
     images = channels_first(frames.images)
     mean, log_variance = vae.posterior(images)
     pictures = vae.decode(mean, torch.from_numpy(frames.proprioception)).clamp(0, 1)
@@ -122,9 +120,9 @@ def reconstruct(vae: VAE, frames: Frames) -> Reconstruction:
 
 
 def readability(latents: Values, axis: ObjectAxis, values: Values) -> float:
-    """Return the median error of reading `values` [N], in the order of time, from latents [N, Z] by their neighbours.
+    """Return the median error of predicting `values` [N] from latents [N, Z] by nearest neighbours.
 
-    Whole stretches of time are left out in turn: frames next to each other in time would give the answer away.
+    Both are in the order of time. Each fold leaves out a stretch of time: neighbours in time are almost the same frame.
     """
     targets = values[:, None]
     if axis.is_circular:

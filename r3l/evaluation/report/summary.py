@@ -1,4 +1,4 @@
-"""The facts of a run that a report starts from: what its small files say, and how far it came."""
+"""The summary of a run that its report is made from: its small files, read once, and its state."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ TRUTH_READERS = (
     ("reward", "the task policy learns from the task's true reward instead of goal images"),
     ("phases.between", "the object is put to a random place before each episode"),
 )
+"""Settings that can read ground truth, and how."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class RunSummary:
 
     @cached_property
     def visited(self) -> Visits:
-        """Env steps with the truth beside them; MissingError before the first one."""
+        """Env steps with their ground truth; MissingError before the first one."""
         return read_visits(self.run.experience, self.run.truth)
 
     @cached_property
@@ -60,17 +61,17 @@ class RunSummary:
 
     @cached_property
     def evaluation(self) -> Record | None:
-        """What `r3l evaluate` found last, or None."""
+        """The newest result of `r3l evaluate`, or None."""
         path = self.run.folder / "evaluation" / "evaluation.json"
         return files.read_json(path) if path.exists() else None
 
     @property
     def unit(self) -> tuple[float, str]:
-        """Factor from the task's error to what people read, and its unit."""
+        """Factor and unit in which the task's error is shown."""
         return display(self.task.error_unit)
 
     def error(self, value: float) -> str:
-        """Return a true error in the unit people read."""
+        """Return a true error as text."""
         scale, unit = self.unit
         return f"{value * scale:.1f}{'' if unit == '°' else ' '}{unit}"
 
@@ -80,7 +81,7 @@ class RunSummary:
         return [step for step, _ in found], [value for _, value in found]
 
     def truth_readers(self) -> list[str]:
-        """Return what reads ground truth in a diagnostic run; nothing in any other."""
+        """Return a line per setting that reads ground truth; none for a run that is not diagnostic."""
         config = self.config
         values = {"state": config.state, "reward": config.reward, "phases.between": config.phases.between}
         return [f"{key}: {text}" for key, text in TRUTH_READERS if "diagnostic" in values[key]]
@@ -97,13 +98,13 @@ class RunSummary:
         return wall_s(self.events, self.visited.written_s.tolist(), time.time() if self.state.is_running else None)
 
     def safety(self) -> dict[str, int]:
-        """Return the safety counters over all starts of the run: each one counts from zero."""
+        """Return the safety counters summed over all starts of the run."""
         names = sorted({name for record in self.metrics for name in record if name.startswith("safety/")})
         return {name.removeprefix("safety/"): total_count(self.series(name)[1]) for name in names}
 
 
 def read_summary(run: Run) -> RunSummary:
-    """Read a run directory; what is not there yet is empty."""
+    """Read a run directory; a file that does not exist yet is empty."""
     task = load_task(run.config.task)
     evaluated = (record for record in read_steps(run.evaluations) if isinstance(record.get("success"), int | float))
     evaluations = sorted(evaluated, key=lambda record: record["step"])
@@ -112,13 +113,13 @@ def read_summary(run: Run) -> RunSummary:
 
 
 def total_count(values: Sequence[float]) -> int:
-    """Return what a counter reached in all, when it began again at zero wherever it drops."""
+    """Return the total of a counter that starts again at zero wherever its values drop."""
     before_drop = [value for value, after in pairwise([*values, -1.0]) if after < value]
     return round(sum(before_drop))
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it."""
+    """Return a length of time as text."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

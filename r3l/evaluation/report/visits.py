@@ -1,4 +1,4 @@
-"""What a run visited: its env steps with ground truth beside them, read only, for reports alone."""
+"""Visited states: the env steps of a run with the ground truth of each, for reports alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from r3l.task.base import Task
 
 Values = NDArray[np.float64]
 DISPLAY = {"rad": (180 / math.pi, "°"), "m": (100.0, "cm")}
-"""What people read instead of SI: factor and unit."""
+"""Factor and unit of values shown to people, by SI unit."""
 BINS = 36
 
 
 class MissingError(Exception):
-    """A run does not hold what a report wants to show; the message says what, and how to get it."""
+    """A part of the report has no data; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Visits:
     """Env steps in order: arrays [N] of one value per step."""
 
     sequence: NDArray[np.int64]
-    """Of the row in the experience store."""
+    """Number of the row in the experience store."""
     phase: NDArray[np.int64]
     """Index into PHASES."""
     written_s: Values
     """Wall clock, seconds since 1970."""
     truth: dict[str, Values]
-    """By name; NaN where none was recorded, empty without a truth recorder."""
+    """Ground truth by name; NaN if none was recorded for a step, empty without a truth recorder."""
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -58,7 +58,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class ObjectAxis:
-    """One number per env step that says where the object was, in the unit people read."""
+    """The place of the object at each env step as one number, in the unit shown to people."""
 
     values: Values
     label: str
@@ -66,7 +66,7 @@ class ObjectAxis:
     high: float
     goal: float | None = None
     success: tuple[tuple[float, float], ...] = ()
-    """Intervals of `values` that are success."""
+    """Intervals of `values` that count as success."""
     is_circular: bool = False
 
     def is_success(self, values: Values) -> NDArray[np.bool_]:
@@ -78,16 +78,16 @@ class ObjectAxis:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open an SQLite file for reading alone."""
+    """Open an SQLite file read-only."""
     if not path.exists():
         raise MissingError(f"{path.name} does not exist: the run has not taken a step yet")
     return sqlite3.connect(path.absolute().as_uri() + "?mode=ro", uri=True)
 
 
 def read_visits(experience: Path, truth: Path) -> Visits:
-    """Read all env steps, without their images, and join the truth on the robot's clock.
+    """Read all env steps without their images, joined with the truth by the robot's clock.
 
-    Where the clock ran twice, after a resume in an older world, truth belongs to the later row.
+    After a resume in an older world the same time comes twice; the truth then belongs to the later row.
     """
     query = "SELECT sequence, phase, time_s, written_s FROM observation WHERE step > 0 ORDER BY sequence"
     with closing(connect(experience)) as connection:
@@ -120,7 +120,7 @@ def wrap(angle_rad: Values) -> Values:
 
 
 def object_axis(visited: Visits, task: Task) -> ObjectAxis:
-    """Return the object's true angle where it is recorded and explains the error, otherwise the error.
+    """Return the object's true angle if it is recorded and explains the error, otherwise the error.
 
     Raises:
         MissingError: no ground truth was recorded.
@@ -143,7 +143,7 @@ def object_axis(visited: Visits, task: Task) -> ObjectAxis:
 
 
 def circular_goal(angle_rad: Values, error_rad: Values) -> float | None:
-    """Return the angle that the error is the distance to, or None where it is not such a distance."""
+    """Return the goal angle whose distance to `angle_rad` is the error; None if there is no such angle."""
     known = np.isfinite(angle_rad) & np.isfinite(error_rad)
     angle, error = angle_rad[known], error_rad[known]
     candidates = wrap(np.array([angle[0] + error[0], angle[0] - error[0]]))
@@ -153,18 +153,18 @@ def circular_goal(angle_rad: Values, error_rad: Values) -> float | None:
 
 
 def display(unit: str) -> tuple[float, str]:
-    """Return the factor from an SI unit to what people read, and its name."""
+    """Return the factor from an SI unit to the unit shown to people, and that unit."""
     return DISPLAY.get(unit, (1.0, unit))
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """Return the entropy of how often each of some cells was visited, 1 for all alike and 0 for a single one."""
+    """Return the normalised entropy of visit counts: 1 if all cells have the same count, 0 for a single cell."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(share * np.log(share)).sum() / math.log(max(len(counts), 2)))
 
 
 def coverage(axis: ObjectAxis, chosen: NDArray[np.bool_], window: int) -> tuple[Values, Values]:
-    """Return env steps and the entropy of the chosen steps' values per `window` steps; thin windows are left out."""
+    """Return env steps and the entropy of the chosen values per `window` steps, without windows of few values."""
     steps, found = [], []
     known = chosen & np.isfinite(axis.values)
     for start in range(0, len(known) - window // 2, window):
