@@ -37,8 +37,10 @@ RINGS = (
     (BORDER_RADIUS_M + 0.0115, 0.02, 0.1175, math.radians(15)),
     (BORDER_RADIUS_M + 0.125, 0.05, 0.12, math.radians(60)),
 )
-"""The border: inner radius, height there, width of the boards (all m), slope. A step holds the object in; from a slope the
-object slides back after it was pushed over the step; a wall beyond the fingers' reach stops an object that was flung.
+"""The border: inner radius, height there, width of the boards (all m), slope.
+
+A step holds the object in; from a slope the object slides back after it was pushed over the step; a wall beyond the
+fingers' reach stops an object that was flung.
 """
 REACH_M = 0.029
 """Max distance of the object's centre from the table's centre, with all prongs on the flat table."""
