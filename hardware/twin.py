@@ -406,7 +406,7 @@ class Twin(SimulatedRobot):
 
 
 def from_task(task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Twin:
-    """Build the twin of a task's rig, the robot of `--robot twin`; with a hand's rig file it moves as that hand does."""
+    """Build the twin of a task's rig, the robot of `--robot twin`; with a hand's rig file it moves as the hand does."""
     return Twin(
         task.scene(),
         home_rad=task.rig.home_rad,
