@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmarks.night import SMALL, judge_of_noise
+from benchmarks.night import SMALL, save_noise_judge
 from r3l.config.schema import ChecksConfig, Config, SupervisionConfig
 from r3l.robot.base import SimulatedRobot
 from r3l.run.directory import Run
@@ -103,7 +103,7 @@ def goal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge of noise, fitted in no time: for runs in which none matters."""
     path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
-    judge_of_noise(path)
+    save_noise_judge(path)
     return path
 
 

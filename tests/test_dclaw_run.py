@@ -39,7 +39,7 @@ def night(claw: EmulatedClaw, tmp_path: Path) -> Iterator[Night]:
     with Night(tmp_path / "night", robot="dclaw", checks=checks, phases=phases, supervision=QUICK) as night:
         write_rig(tmp_path / "rig.toml", claw.rig)
         night.start("--rig", str(tmp_path / "rig.toml"))
-        night.wait_for(lambda: claw.has_torque == {True} and night.slot("actor.steps") > 5)
+        night.wait_for(lambda: claw.has_torque == {True} and night.status("actor.steps") > 5)
         yield night
 
 
@@ -48,8 +48,8 @@ def wait_for_torque(night: Night, claw: EmulatedClaw, has_torque: bool) -> None:
 
 
 def wait_for_steps(night: Night, more: int = 5) -> None:
-    steps = night.slot("actor.steps")
-    night.wait_for(lambda: night.slot("actor.steps") >= steps + more)
+    steps = night.status("actor.steps")
+    night.wait_for(lambda: night.status("actor.steps") >= steps + more)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
@@ -61,7 +61,7 @@ def test_an_actor_that_is_gone_leaves_no_torque_behind(night: Night, claw: Emula
     wait_for_steps(night)
     assert night.process is not None
     night.process.send_signal(signal.SIGTERM)
-    code, output = night.end()
+    code, output = night.wait_for_end()
     assert code == 0, output
     assert claw.has_torque == {False}
     assert not night.count("relax"), "nobody had trouble with it"
@@ -121,7 +121,7 @@ def test_an_unplugged_adapter_pauses_the_run_until_it_is_back(night: Night, claw
 
 def test_an_error_that_only_a_person_may_clear_ends_the_run(night: Night, claw: EmulatedClaw) -> None:
     claw.servos[22].fail(HardwareError.ENCODER)
-    code, output = night.end()
+    code, output = night.wait_for_end()
     assert code == 3, output
     assert claw.has_torque == {False}
     latched = dict(night.events())["check-latched-finger1_tip"]

@@ -66,11 +66,11 @@ def torque(night: Night) -> list[str]:
 def test_a_robot_that_a_person_relaxed_stays_so_when_the_time_is_up(make_night: NightMaker) -> None:
     with make_night() as night:
         night.start("--hours", str(25 * HOURS_PER_S))
-        night.wait_for(lambda: night.slot("actor.steps") > 5)
-        assert night.ask("relax").returncode == 0
+        night.wait_for(lambda: night.status("actor.steps") > 5)
+        assert night.command("relax").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.RELAXED)
         told = len(torque(night))
-        code, output = night.end(90)
+        code, output = night.wait_for_end(90)
         assert code == 0, output
         assert night.run.report.exists()
         assert set(torque(night)[told:]) <= {"torque-off"}
@@ -80,17 +80,17 @@ def test_a_robot_that_a_person_relaxed_stays_so_when_the_time_is_up(make_night: 
 def test_a_robot_that_a_person_relaxed_stays_so_when_its_supervisor_was_killed(make_night: NightMaker) -> None:
     with make_night() as night:
         night.start()
-        night.wait_for(lambda: night.slot("actor.steps") > 5)
-        assert night.ask("relax").returncode == 0
+        night.wait_for(lambda: night.status("actor.steps") > 5)
+        assert night.command("relax").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.RELAXED)
         night.kill()
         told = len(torque(night))
         night.start()
         assert night.process is not None
-        night.wait_for(lambda: night.slot("supervisor.pid") == night.process.pid)  # type: ignore[union-attr]
-        night.wait_for(lambda: night.state("actor") is State.RELAXED and night.slot("actor.ready") == 1)
+        night.wait_for(lambda: night.status("supervisor.pid") == night.process.pid)  # type: ignore[union-attr]
+        night.wait_for(lambda: night.state("actor") is State.RELAXED and night.status("actor.ready") == 1)
         assert "torque-on" not in torque(night)[told:]
-        assert night.ask("resume").returncode == 0
+        assert night.command("resume").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.ACTING)
 
 
@@ -105,8 +105,8 @@ def test_a_report_that_takes_long_does_not_hold_a_stop_up(make_night: NightMaker
             if stop == "signal":
                 night.process.send_signal(signal.SIGINT)
             else:
-                assert night.ask("stop").returncode == 0
-            code, output = night.end(15)
+                assert night.command("stop").returncode == 0
+            code, output = night.wait_for_end(15)
         assert code == 0, output
         assert "report:" not in output.split("done")[-1]
 
@@ -117,10 +117,10 @@ def test_a_robot_on_its_way_home_is_relaxed_when_people_say_so(make_night: Night
     phases = replace(SMALL.phases, homing_steps=int(20 * HZ))
     with make_night(phases=phases, supervision=replace(QUICK, stop_limit_s=60.0)) as night:
         night.start("--hours", str(12 * HOURS_PER_S))
-        night.wait_for(lambda: night.slot("wanted") == Wanted.PARK)
-        assert night.ask(word).returncode == 0
+        night.wait_for(lambda: night.status("wanted") == Wanted.PARK)
+        assert night.command(word).returncode == 0
         assert night.commands_after_stop() <= 2
-        code, output = night.end(60)
+        code, output = night.wait_for_end(60)
         assert code == 0, output
 
 
@@ -129,7 +129,7 @@ def test_a_scripted_move_that_takes_longer_than_the_actors_limit_is_no_hang(make
     phases = replace(SMALL.phases, homing_steps=int(4 * HZ))
     with make_night(phases=phases, supervision=replace(QUICK, actor_limit_s=2.0, stop_limit_s=2.0)) as night:
         night.start("--hours", str(25 * HOURS_PER_S))
-        code, output = night.end(120)
+        code, output = night.wait_for_end(120)
         assert code == 0, output
         assert not night.count("restart")
         assert not night.count("killed")
@@ -145,7 +145,7 @@ def test_an_actor_that_hangs_when_it_is_to_stop_is_killed_and_the_robot_relaxed(
         assert night.process is not None
         night.process.send_signal(signal.SIGTERM)
         night.wait_for(lambda: not night.torque_is_on(), 7)
-        assert night.end(15)[0] == 0
+        assert night.wait_for_end(15)[0] == 0
 
 
 @pytest.mark.slow
@@ -153,13 +153,13 @@ def test_overruns_are_counted_and_ctrl_z_changes_nothing(make_night: NightMaker)
     with make_night(supervision=replace(QUICK, actor_limit_s=60.0)) as night:
         night.start()
         night.wait_for(night.is_learning)
-        before = night.slot("actor.overruns")
+        before = night.status("actor.overruns")
         with halted(night.pid("actor")):
             time.sleep(1.0)
-        night.wait_for(lambda: night.slot("actor.overruns") > before)
+        night.wait_for(lambda: night.status("actor.overruns") > before)
         assert night.process is not None
         night.process.send_signal(signal.SIGTSTP)
-        assert night.ask("relax").returncode == 0
+        assert night.command("relax").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.RELAXED)
 
 
@@ -167,15 +167,15 @@ def test_overruns_are_counted_and_ctrl_z_changes_nothing(make_night: NightMaker)
 @pytest.mark.parametrize("fault", ["far", "nan"])
 def test_a_robot_whose_joints_cannot_be_believed_is_never_moved(make_night: NightMaker, fault: str) -> None:
     with make_night() as night:
-        night.break_down(fault)
+        night.inject(fault)
         night.start()
         night.wait_for(lambda: night.state("actor") is State.CHECK_FAILED)
-        assert night.ask("pause").returncode == 0
+        assert night.command("pause").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.PAUSED)
         assert "torque-on" not in torque(night)
-        assert night.ask("resume").returncode == 0
-        night.break_down()
-        night.wait_for(lambda: night.slot("actor.steps") > 5)
+        assert night.command("resume").returncode == 0
+        night.inject()
+        night.wait_for(lambda: night.status("actor.steps") > 5)
         assert not night.count("restart")
 
 

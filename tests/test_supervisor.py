@@ -38,7 +38,7 @@ def is_gone(pid: int) -> bool:
 def test_a_run_ends_by_its_steps_parked_relaxed_and_reported(make_night: NightMaker) -> None:
     with make_night(steps=150) as night:
         night.start()
-        code, output = night.end(120)
+        code, output = night.wait_for_end(120)
         assert code == 0, output
         assert night.steps() == 150
         found = load_checkpoint(night.run.checkpoints, pytest.fail)
@@ -63,7 +63,7 @@ def test_a_signal_relaxes_at_once_writes_a_checkpoint_and_ends_with_0(make_night
         asked_s = time.monotonic()
         night.process.send_signal(number)
         assert night.commands_after_stop() <= 2
-        code, output = night.end(15)
+        code, output = night.wait_for_end(15)
         assert code == 0, output
         assert time.monotonic() - asked_s < 10
         assert not night.torque_is_on()
@@ -73,7 +73,7 @@ def test_a_signal_relaxes_at_once_writes_a_checkpoint_and_ends_with_0(make_night
         assert found is not None
         assert steps - 10 <= found[1]["learner"]["steps"] <= steps
         night.start()
-        night.wait_for(lambda: night.slot("actor.steps") > steps + 5 and night.is_learning())
+        night.wait_for(lambda: night.status("actor.steps") > steps + 5 and night.is_learning())
 
 
 BROKEN = [
@@ -90,7 +90,7 @@ def test_a_process_that_dies_or_hangs_is_started_again(make_night: NightMaker, p
     with make_night(supervision=supervision) as night:
         night.start()
         night.wait_for(night.is_learning)
-        before, steps = night.pid(process), night.slot("actor.steps")
+        before, steps = night.pid(process), night.status("actor.steps")
         os.kill(before, number)
         began_s = time.monotonic()
         night.wait_for(lambda: night.count("restart") == 1, 15)
@@ -102,7 +102,7 @@ def test_a_process_that_dies_or_hangs_is_started_again(make_night: NightMaker, p
             off = [index for index, line in enumerate(told) if line["event"] == "torque-off"]
             assert off, "somebody took the torque off"
             assert not night.torque_is_on() or told[-1]["pid"] != before
-        night.wait_for(lambda: night.pid(process) != before and night.slot("actor.steps") > steps + 20)
+        night.wait_for(lambda: night.pid(process) != before and night.status("actor.steps") > steps + 20)
         night.wait_for(night.is_learning)
         assert not [message for kind, message in night.events() if kind == "failed"]
     kept = [(row.segment, row.step) for row in night.rows()]
@@ -114,43 +114,43 @@ def test_people_pause_resume_relax_and_stop_but_start_no_second_run(make_night: 
     with make_night() as night:
         night.start()
         night.wait_for(night.is_learning)
-        second = night.ask("train", "--resume")
+        second = night.command("train", "--resume")
         assert second.returncode == 2
         assert second.stderr.count("\n") == 1
         assert night.process is not None
         assert f"in use by process {night.process.pid}" in second.stderr
-        assert night.ask("pause").returncode == 0
+        assert night.command("pause").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.PAUSED)
         assert not night.torque_is_on()
-        steps = night.slot("actor.steps")
+        steps = night.status("actor.steps")
         time.sleep(10 * PERIOD_S)
-        assert night.slot("actor.steps") == steps
-        assert night.ask("resume").returncode == 0
-        night.wait_for(lambda: night.slot("actor.steps") > steps + 5)
-        assert night.ask("relax").returncode == 0
+        assert night.status("actor.steps") == steps
+        assert night.command("resume").returncode == 0
+        night.wait_for(lambda: night.status("actor.steps") > steps + 5)
+        assert night.command("relax").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.RELAXED)
         assert not night.torque_is_on()
-        assert night.ask("resume").returncode == 0
+        assert night.command("resume").returncode == 0
         night.wait_for(lambda: night.state("actor") is State.ACTING)
-        assert night.ask("stop").returncode == 0
-        code, output = night.end(15)
+        assert night.command("stop").returncode == 0
+        code, output = night.wait_for_end(15)
         assert code == 0, output
         assert not night.torque_is_on()
         asked_and_done = ["asked", "pause", "asked", "resume"]
         assert [kind for kind, _ in night.events()] == ["start", *asked_and_done, *asked_and_done, "asked", "stop"]
-        assert night.ask("pause").returncode == 2, "nobody is there to be asked any more"
+        assert night.command("pause").returncode == 2, "nobody is there to be asked any more"
 
 
 @pytest.mark.slow
 def test_a_deadline_parks_relaxes_and_reports_and_is_kept(make_night: NightMaker) -> None:
     with make_night() as night:
         night.start("--hours", str(12 / 3600))
-        code, output = night.end(90)
+        code, output = night.wait_for_end(90)
         assert code == 0, output
         assert night.run.report.exists()
         assert not night.torque_is_on()
         assert [kind for kind, _ in night.events()] == ["start", "end"]
-        again = night.ask("train", "--check", "--resume")
+        again = night.command("train", "--check", "--resume")
         assert again.returncode == 0
 
 
@@ -173,7 +173,7 @@ def test_a_signal_ends_any_phase_with_0(make_night: NightMaker, phase: str, numb
         has_come: dict[str, Callable[[], bool]] = {
             "before the start": lambda: is_importing_no_more(night),
             "starting": lambda: night.state("actor") is State.STARTING,
-            "exploring": lambda: night.slot("actor.steps") > 20,
+            "exploring": lambda: night.status("actor.steps") > 20,
             "pretraining": lambda: night.state("learner") is State.PRETRAINING,
             "ending": lambda: night.state("learner") is State.ENDED,
         }
@@ -182,7 +182,7 @@ def test_a_signal_ends_any_phase_with_0(make_night: NightMaker, phase: str, numb
         assert night.process is not None
         asked_s = time.monotonic()
         night.process.send_signal(number)
-        code, output = night.end(15)
+        code, output = night.wait_for_end(15)
         assert code == 0, output
         assert time.monotonic() - asked_s < 10
         assert "Traceback" not in output
