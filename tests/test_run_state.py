@@ -52,14 +52,14 @@ def test_the_report_that_a_run_writes_at_its_end_says_how_it_ended(
 ) -> None:
     with Night(tmp_path, **changes) as night:
         night.start(*options)
-        code, output = night.end(300)
+        code, output = night.wait_for_end(300)
         assert code == 0, output
         require_agreement(Run.open(night.run.folder), word)
         assert night.events()[-1][0] == "end"
 
 
 def stop(night: Night) -> None:
-    assert night.ask("stop").returncode == 0
+    assert night.command("stop").returncode == 0
 
 
 def kill(night: Night) -> None:
@@ -95,7 +95,7 @@ def test_status_and_report_agree_on_a_run_that_ends_early(
         assert ">running</span></h1>" in header(run)
         end(night)
         if end is not kill:
-            night.end()
+            night.wait_for_end()
         write_report(run, run.report)
         require_agreement(run, word)
         assert words in run_state(run).sentence
