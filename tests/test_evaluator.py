@@ -13,7 +13,7 @@ import torch
 
 from r3l.evaluation.evaluator import Evaluator, print_evaluation, write_film
 from r3l.evaluation.policies import DoNothing, RandomPolicy
-from r3l.evaluation.statistics import Episode, confusion, summarise, verdicts
+from r3l.evaluation.statistics import EvaluatedEpisode, confusion, summarise, verdicts
 from r3l.hardware import fake, twin
 from r3l.models.judge import Judge
 from r3l.models.networks import channels_first
@@ -24,8 +24,8 @@ THRESHOLD = 0.2
 HIT, MISS = 0.1, 0.5
 
 
-def episode(*errors: float) -> Episode:
-    return Episode([1.0], list(errors), np.zeros((len(errors) + 1, 8, 8, 3), np.uint8), THRESHOLD)
+def episode(*errors: float) -> EvaluatedEpisode:
+    return EvaluatedEpisode([1.0], list(errors), np.zeros((len(errors) + 1, 8, 8, 3), np.uint8), THRESHOLD)
 
 
 @pytest.fixture
@@ -122,12 +122,14 @@ def test_verdicts_of_another_number_are_an_error() -> None:
 def test_the_judge_sees_the_last_frames(judge_file: Path) -> None:
     judge = Judge.load(judge_file)
     rng = np.random.default_rng(0)
-    episodes = [Episode([0.0], [HIT] * 5, rng.integers(0, 256, (6, 64, 64, 3), np.uint8), THRESHOLD) for _ in range(4)]
+    episodes = [
+        EvaluatedEpisode([0.0], [HIT] * 5, rng.integers(0, 256, (6, 64, 64, 3), np.uint8), THRESHOLD) for _ in range(4)
+    ]
     expected = [judge.verdict(channels_first(each.frames)[-judge.config.frames :]) for each in episodes]
     assert verdicts(judge, episodes) == expected
 
 
-def same(first: list[Episode], second: list[Episode]) -> bool:
+def same(first: list[EvaluatedEpisode], second: list[EvaluatedEpisode]) -> bool:
     return all(
         a.start == b.start and a.errors == b.errors and np.array_equal(a.frames, b.frames)
         for a, b in zip(first, second, strict=True)
@@ -135,7 +137,7 @@ def same(first: list[Episode], second: list[Episode]) -> bool:
 
 
 def test_the_same_seed_gives_the_same_episodes(evaluator: Evaluator) -> None:
-    def run(seed: int) -> list[Episode]:
+    def run(seed: int) -> list[EvaluatedEpisode]:
         return evaluator.run(RandomPolicy(0), count=3, seed=seed)
 
     first = run(0)
@@ -222,7 +224,7 @@ def test_random_actions_are_held_and_cover_the_range() -> None:
 
 def test_a_film_shows_first_and_last_frame(tmp_path: Path) -> None:
     frames = np.repeat(np.arange(51, dtype=np.uint8)[:, None, None, None], 4, 1).repeat(6, 2).repeat(3, 3)
-    write_film(tmp_path / "film.png", Episode([0.0], [HIT] * 50, frames, THRESHOLD))
+    write_film(tmp_path / "film.png", EvaluatedEpisode([0.0], [HIT] * 50, frames, THRESHOLD))
     film = np.asarray(PIL.Image.open(tmp_path / "film.png"))
     assert film.shape == (4, 9 * 6, 3)
     assert (film[0, 0, 0], film[0, -1, 0]) == (0, 50)

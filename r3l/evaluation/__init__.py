@@ -1,0 +1,1 @@
+"""How good a policy is: evaluation, trials by eye, play, export, film and the report."""

@@ -1,4 +1,4 @@
-"""Evaluate a policy from a task's start states in a simulated world, and the judge beside the truth."""
+"""Evaluate a policy from a task's start states in a simulated robot, and compare the judge with the truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 
 from r3l.evaluation.policies import Behaviour, DoNothing, RandomPolicy, TaskPolicy
-from r3l.evaluation.statistics import Episode, summarise, verdicts
+from r3l.evaluation.statistics import EvaluatedEpisode, summarise, verdicts
 from r3l.models.judge import load_judge
 from r3l.models.policy import load_policies
 from r3l.robot.base import FloatArray, SimulatedRobot
@@ -28,7 +28,7 @@ STARTS, POSE_SEED = 24, 7
 
 
 class Evaluator:
-    """Runs episodes from the task's start states in a simulated robot of its own, never the one that trains."""
+    """Runs episodes from the task's start states in its own simulated robot, never in the one that trains."""
 
     def __init__(self, task: Task, robot: SimulatedRobot) -> None:
         self.task, self.spec, self._robot = task, robot.spec, robot
@@ -37,7 +37,7 @@ class Evaluator:
 
     def run(
         self, behaviour: Behaviour, *, count: int = STARTS, seed: int = 0, on_episode: Callable[[], None] = lambda: None
-    ) -> list[Episode]:
+    ) -> list[EvaluatedEpisode]:
         """Run `count` episodes; the same seed gives the same starts and finger poses."""
         rng = np.random.default_rng((seed, POSE_SEED))
         episodes = []
@@ -51,7 +51,7 @@ class Evaluator:
         """Release the robot."""
         self._env.close()
 
-    def _episode(self, behaviour: Behaviour, start: FloatArray) -> Episode:
+    def _episode(self, behaviour: Behaviour, start: FloatArray) -> EvaluatedEpisode:
         observed, info = self._env.reset()
         behaviour.begin()
         frames, errors = [observed["image"]], []
@@ -63,15 +63,15 @@ class Evaluator:
             frames.append(observed["image"])
             truth = self._robot.truth()
             errors.append(truth["error"])
-        return Episode(start.tolist(), errors, np.stack(frames), self.task.success_error, truth)
+        return EvaluatedEpisode(start.tolist(), errors, np.stack(frames), self.task.success_error, truth)
 
 
 def evaluate_run(
     run: Run, step: int, *, count: int, seed: int, baselines: bool, out: Path, robot: SimulatedRobot
 ) -> dict[str, Any]:
-    """Evaluate published weights beside the baselines; print, and write evaluation.json and film strips to `out`.
+    """Evaluate published weights and the baselines; print the result, and write it with film strips to `out`.
 
-    On the run's robot, or on another one with the same joints.
+    `robot` is the run's robot, or another one with the same joints.
     """
     config = run.config
     task = load_task(config.task)
@@ -106,14 +106,14 @@ def evaluate_run(
     return found
 
 
-def write_film(path: Path, episode: Episode, shots: int = 9) -> None:
-    """Write evenly spaced frames of an episode side by side, first and last among them."""
+def write_film(path: Path, episode: EvaluatedEpisode, shots: int = 9) -> None:
+    """Write evenly spaced frames of an episode side by side, from the first to the last."""
     chosen = np.linspace(0, len(episode.frames) - 1, shots).round().astype(int)
     PIL.Image.fromarray(np.concatenate(list(episode.frames[chosen]), axis=1)).save(path)
 
 
 def print_evaluation(found: dict[str, Any], names: Sequence[str]) -> None:
-    """Print the table of an evaluation, the policy's starts first."""
+    """Print a table of the policy's starts, then the success of each behaviour."""
     print(f"{'start':>8} {'success':>8} {'final error':>12} {'steps':>6} {'judged':>7}   ({found['unit']})")
     for entry in found["policy"]["starts"]:
         start = " ".join(f"{value:.2f}" for value in entry["start"])

@@ -1,4 +1,4 @@
-"""An exported policy: one file that says which joint targets to send for what a camera and the joints show."""
+"""Export a policy to one file that maps camera images and joint positions to joint targets."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from r3l.run.tensors import CheckpointError, Tensors, load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 KIND = "r3l policy"
-SHOWN = 24
-"""Goal images in the file: what the camera should see."""
+GOAL_IMAGES = 24
+"""Goal images in the file."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an exported file holds."""
+    """The content of an exported file."""
 
     config: Config
-    """Of the run."""
+    """The run's config."""
     step: int
     """Env steps after which the policy's weights were published."""
     spec: RobotSpec
-    """Joints with the limits that it acts within, their order, control rate, size of the images."""
+    """Joints in order, with the limits of their targets; control rate; size of the images."""
     max_step_rad: float
-    """Largest change of a target in one control period, rad."""
+    """Max change of a target per control period, rad."""
     goals: Tensor
     """Some goal images, uint8 [G, H, W, 3]."""
     weights: Tensors
 
 
 class ExportedPolicy:
-    """Acts: `begin`, then once in each control period `act`. Needs the file alone: no run, no simulator, no extra."""
+    """A policy that acts: call `begin`, then `act` once per control period. It needs no run, simulator or extra."""
 
     def __init__(self, exported: Exported) -> None:
         self.spec, self.max_step_rad = exported.spec, exported.max_step_rad
@@ -51,12 +51,12 @@ class ExportedPolicy:
         self._target_rad: FloatArray | None = None
 
     def begin(self) -> None:
-        """Forget what was seen: before an episode, and whenever somebody else moved the robot."""
+        """Forget all observations: before an episode, and after something else moved the robot."""
         self._policies.begin()
         self._target_rad = None
 
     def act(self, image: Image, joint_rad: FloatArray) -> FloatArray:
-        """Return the joint targets to send now, [A] float32, rad: in limits, and one `max_step_rad` from the last.
+        """Return the joint targets to send now, [A] float32, rad: within limits and `max_step_rad` of the last ones.
 
         Args:
             image: [H, W, 3] uint8 RGB, of the size that `spec.camera` says.
@@ -85,7 +85,7 @@ class ExportedPolicy:
 
 
 def export(exported: Exported, path: Path) -> None:
-    """Write a policy into one safetensors file; UserError where the path exists, or no robot could act by it."""
+    """Write a policy to one safetensors file; UserError if the file exists, or if the policy needs ground truth."""
     config, spec = exported.config, exported.spec
     if "diagnostic" in config.state:
         raise UserError(f"this run's policy acts on ground truth (state {config.state!r}), which no robot has")
@@ -102,11 +102,11 @@ def export(exported: Exported, path: Path) -> None:
         "max_step_rad": exported.max_step_rad,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, {**exported.weights, "goals": exported.goals[:SHOWN]}, meta)
+    save_tensors(path, {**exported.weights, "goals": exported.goals[:GOAL_IMAGES]}, meta)
 
 
 def read_exported(path: Path) -> Exported:
-    """Return what `export` wrote; CheckpointError in one line where it cannot be used."""
+    """Return the content of an exported file; CheckpointError in one line if it cannot be used."""
     try:
         tensors, texts = load_tensors(path)
         meta = json.loads(texts["meta"])
@@ -128,5 +128,5 @@ def read_exported(path: Path) -> Exported:
 
 
 def load_policy(path: Path) -> ExportedPolicy:
-    """Return the policy in an exported file, ready to act; CheckpointError where it cannot be used."""
+    """Return the policy of an exported file, ready to act; CheckpointError if it cannot be used."""
     return ExportedPolicy(read_exported(path))

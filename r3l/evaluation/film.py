@@ -22,7 +22,7 @@ from r3l.run.progress import progress_bar
 from r3l.task.registry import load_task, robot_of
 
 SIDE, CAPTION = 200, 18
-"""Height and width of a panel, and height of its caption, in pixels."""
+"""Side of a panel, and height of its caption, in pixels."""
 MAX_BYTES = 2_000_000
 PAUSE_FRAMES = 6
 """Copies of an episode's last frame, so that its end can be seen."""
@@ -56,7 +56,7 @@ def film(run: Run, steps: Sequence[int], path: Path, *, starts: int = 3, seed: i
 
 
 def captions(steps: Sequence[int]) -> list[str]:
-    """Return what is written over each column."""
+    """Return the caption of each column."""
     return ["before training" if step == 0 else f"after {step:,} steps" for step in steps]
 
 
@@ -84,19 +84,11 @@ def compose(columns: Sequence[Frames], titles: Sequence[str]) -> list[Image.Imag
 
 
 def encode(frames: Sequence[Image.Image], frame_s: float) -> bytes:
-    """Return an animated WebP that plays for ever, in the best quality that stays under MAX_BYTES."""
+    """Return an endless animated WebP, in the best quality below MAX_BYTES."""
     for quality in (80, 65, 50, 35, 20):
         content = io.BytesIO()
-        frames[0].save(
-            content,
-            "WEBP",
-            save_all=True,
-            append_images=list(frames[1:]),
-            duration=round(1000 * frame_s),
-            loop=0,
-            quality=quality,
-            method=4,
-        )
+        options = {"duration": round(1000 * frame_s), "loop": 0, "quality": quality, "method": 4}
+        frames[0].save(content, "WEBP", save_all=True, append_images=list(frames[1:]), **options)
         if content.tell() < MAX_BYTES:
             return content.getvalue()
     raise UserError(f"the film is over {MAX_BYTES // 1_000_000} MB at the lowest quality; take fewer --starts")

@@ -1,4 +1,4 @@
-"""Marking: a person says which trials ended in success; how far the judge agrees, and the judge set by it."""
+"""Mark trials: a person says which ended in success; the judge is compared with the marks and set by them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from r3l.evaluation.trials_folder import Trials, TrialsFolder
 from r3l.models.judge import Judge, recalibrate
 from r3l.run.directory import Run
 
-FEWEST = 4
-"""Marks of each kind that the judge is calibrated from at least."""
+MIN_MARKS = 4
+"""Successes, and failures, that the judge's calibration needs."""
 JUDGE_BEFORE = "judge-before.safetensors"
-HELP = "y: success. n: none. s: leave it out. u: back to the one before. q: stop, what you said is kept"
+HELP = "y: success. n: failure. s: skip. u: back to the trial before. q: stop and keep your answers"
 
 
 def ask(folder: TrialsFolder, found: Trials, keys: Iterator[str], say: Callable[[str], None]) -> None:
-    """Ask a person about every trial that is not marked yet; each answer is kept at once."""
+    """Ask a person about every trial without a mark; each answer is stored at once."""
     marks = folder.read_marks(found)
     left = [number for number, mark in marks.items() if mark is None]
     at = 0
@@ -43,7 +43,7 @@ def ask(folder: TrialsFolder, found: Trials, keys: Iterator[str], say: Callable[
 
 
 def compare(found: Trials, verdicts: Mapping[int, bool], whose: str) -> list[str]:
-    """Return lines for people: success of each policy and, of two, the difference. `verdicts` by trial."""
+    """Return lines for people: the success of each policy and, for two, the difference. `verdicts` are by trial."""
     lines, by_weights = [], {}
     for weights in found.weights:
         said = [verdicts[trial.number] for trial in found.of(weights) if trial.number in verdicts]
@@ -54,7 +54,7 @@ def compare(found: Trials, verdicts: Mapping[int, bool], whose: str) -> list[str
         solved = sum(trial.begun_solved for trial in found.of(weights) if trial.number in verdicts)
         lines.append(
             f"{whose}: weights of step {weights}: success {np.mean(said):.2f} "
-            f"(95% interval {low:.2f} to {high:.2f}, {len(said)} trials; {solved} starts look solved already)"
+            f"(95% interval {low:.2f} to {high:.2f}, {len(said)} trials; {solved} starts look solved)"
         )
     if len(by_weights) == 2:
         (first, one), (second, other) = by_weights.items()
@@ -67,7 +67,7 @@ def compare(found: Trials, verdicts: Mapping[int, bool], whose: str) -> list[str
 
 
 def agreement(verdicts: Mapping[int, bool], marks: Mapping[int, bool], whose: str) -> str:
-    """Return a line for people: how far verdicts by trial agree with marks by trial."""
+    """Return a line for people: how often verdicts agree with marks, both by trial."""
     pairs = [(mark, verdicts[number]) for number, mark in marks.items()]
     counts = confusion([mark for mark, _ in pairs], [verdict for _, verdict in pairs])
     balanced = counts["balanced_accuracy"]
@@ -79,18 +79,18 @@ def agreement(verdicts: Mapping[int, bool], marks: Mapping[int, bool], whose: st
 
 
 def calibrate(run: Run, folder: TrialsFolder, found: Trials, marks: Mapping[int, bool]) -> dict[int, bool]:
-    """Set the run's judge by marks; return what it says of each marked trial when set by the other marks alone.
+    """Calibrate the run's judge by marks; return its verdict on each marked trial when calibrated by the others.
 
-    The judge as it was stays in the folder; marking again begins with that one.
+    The judge before the first calibration stays in the folder, and every calibration starts from it.
 
     Raises:
-        UserError: too few marks, or the judge orders the trials the other way round; nothing is changed then.
+        UserError: there are too few marks, or the judge ranks failures above successes. The judge is unchanged.
     """
     yes = sum(marks.values())
-    if min(yes, len(marks) - yes) < FEWEST:
+    if min(yes, len(marks) - yes) < MIN_MARKS:
         raise UserError(
-            f"{yes} successes and {len(marks) - yes} failures are marked, expected {FEWEST} or more of each to set the "
-            "judge by; it stays as it is"
+            f"{yes} successes and {len(marks) - yes} failures are marked, expected {MIN_MARKS} or more of each; "
+            "the judge is unchanged"
         )
     kept = folder.folder / JUDGE_BEFORE
     with run.lock():
@@ -100,7 +100,7 @@ def calibrate(run: Run, folder: TrialsFolder, found: Trials, marks: Mapping[int,
         scores = np.array([log_odds[number] for number in numbers])
         fitted = recalibrate(before.calibration, scores, labels)
         if fitted is None:
-            raise UserError("the judge takes failures for successes; it stays as it is: look at the goal images")
+            raise UserError("the judge takes failures for successes; it is unchanged: look at the goal images")
         if not kept.exists():
             shutil.copyfile(run.judge, kept)
         replace(before, calibration=fitted, quality={**before.quality, "marks": float(len(marks))}).save(run.judge)
@@ -114,10 +114,10 @@ def calibrate(run: Run, folder: TrialsFolder, found: Trials, marks: Mapping[int,
 
 
 def mark(run: Run, folder: TrialsFolder, keys: Iterator[str], say: Callable[[str], None], *, sets_judge: bool) -> None:
-    """Ask for what is not marked, say how judge and person agree, and set the judge by the marks.
+    """Ask for missing marks, say how far judge and person agree, and calibrate the judge by the marks.
 
     Raises:
-        UserError: nothing is marked, the table cannot be read, or the judge cannot be set.
+        UserError: no trial is marked, the table cannot be read, or the judge cannot be calibrated.
     """
     found = folder.read()
     ask(folder, found, keys, say)

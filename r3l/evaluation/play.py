@@ -1,4 +1,4 @@
-"""Play: the learned task policy acts on a robot, from a run or from an exported file."""
+"""Play a learned task policy on a robot, from a run or from an exported file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Playable:
 
     exported: Exported
     judge: Judge | None = None
-    """Says how each episode ended; an exported file has none."""
+    """Decides how each episode ended; an exported file has none."""
 
 
 def exported_of(run: Run, step: int) -> Exported:
-    """Return a run's policy with all that an exported file holds."""
+    """Return a run's policy as an exported file holds it."""
     task = load_task(run.config.task)
     rig = task.rig
     spec = RobotSpec(rig.limits, rig.control_hz, rig.camera)
@@ -42,16 +42,16 @@ def exported_of(run: Run, step: int) -> Exported:
 
 
 def open_run(run: Run, step: int) -> Playable:
-    """Return a run's published policy. CheckpointError where it cannot be used."""
+    """Return a run's published policy; CheckpointError if it cannot be used."""
     return Playable(exported_of(run, step), load_judge(run))
 
 
 def open_policy(path: Path, task: str | None = None) -> Playable:
-    """Return the policy of an exported file, for a task that people name, or for its own.
+    """Return the policy of an exported file, for `task` or for the file's own task.
 
     Raises:
-        CheckpointError: it cannot be used.
-        UserError: its task is a Python file, which would be run, and nobody named one: a policy file is data.
+        CheckpointError: the file cannot be used.
+        UserError: the file's task is a Python file, and `task` is None: reading a policy never runs code it names.
     """
     exported = read_exported(path)
     config = exported.config
@@ -61,18 +61,18 @@ def open_policy(path: Path, task: str | None = None) -> Playable:
 
 
 def play(playable: Playable, robot: str | None, rig: Path | None, episodes: int, say: Callable[[str], None]) -> None:
-    """Let a policy act on a robot, episode after episode; `episodes` 0: until it is interrupted.
+    """Let a policy act on a robot, episode after episode.
 
     Args:
-        playable: what acts.
-        robot: by name; the one that it was trained on by default.
-        rig: the robot's rig file, where it has one.
-        episodes: how many, 0 for no end.
-        say: tells people how each ended.
+        playable: the policy.
+        robot: name of a robot; None for the one that the policy was trained on.
+        rig: rig file of the robot; None for a robot without one.
+        episodes: number of episodes; 0: until interrupted.
+        say: tells people how each episode ended.
 
     Raises:
         UserError: the robot is not like the one that the policy was trained on.
-        RobotError: what a check found does not pass.
+        RobotError: a check fails and does not recover.
     """
     exported, judge = playable.exported, playable.judge
     config, task = exported.config, load_task(exported.config.task)
@@ -82,18 +82,18 @@ def play(playable: Playable, robot: str | None, rig: Path | None, episodes: int,
     found = RobotSpec(task.rig.limits, task.rig.control_hz, task.rig.camera)
     if found != exported.spec:
         raise UserError(
-            f"the policy was trained on {_words(exported.spec)}, task {task.name!r} has {_words(found)}, or other "
-            "joint limits; use the task that it was trained on"
+            f"the policy was trained on {_described(exported.spec)}, task {task.name!r} has {_described(found)}, "
+            "or other joint limits; use the task that it was trained on"
         )
     images = exported.goals.numpy()
     meta = GoalsMeta(1, task.name, config.robot, images.shape[1:3], len(images), 0, "exported")
-    with Rollout(config, task, body, Goals(images, images[:0], meta), say) as stage:
+    with Rollout(config, task, body, Goals(images, images[:0], meta), say) as rollout:
         say(f"{task.name}: weights of step {exported.step}; Ctrl-C relaxes the robot and ends")
         for number in count(1):
             frames = None
             while frames is None:
-                stage.home()
-                frames = stage.episode(TaskPolicy(policies), task.episode_steps)
+                rollout.home()
+                frames = rollout.episode(TaskPolicy(policies), task.episode_steps)
             say(f"episode {number}: " + _ending(judge, channels_first(np.stack(frames))))
             if number == episodes:
                 return
@@ -105,5 +105,5 @@ def _ending(judge: Judge | None, frames: torch.Tensor) -> str:
     return "judged a success" if judge.verdict(frames) else "judged no success"
 
 
-def _words(spec: RobotSpec) -> str:
+def _described(spec: RobotSpec) -> str:
     return f"{len(spec.joints)} joints, {spec.camera.width}x{spec.camera.height} px, {spec.control_hz:g} Hz"

@@ -1,4 +1,4 @@
-"""TODO r3l/evaluation/policies.py."""
+"""Behaviours that an episode can be run with: learned policies and baselines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from r3l.robot.env import HOLD_STEPS
 
 
 class Behaviour(Protocol):
-    """Something that acts for an episode."""
+    """A policy, learned or not, that acts for one episode at a time."""
 
     def begin(self) -> None:
         """Forget the last episode."""
         ...
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
-        """Take in an observation."""
+        """Receive an observation."""
         ...
 
     def choose(self) -> FloatArray:
@@ -68,11 +68,11 @@ class RandomPolicy:
         self._step, self._action = 0, np.zeros(0, np.float32)
 
     def begin(self) -> None:
-        """Draw anew."""
+        """Draw a new target at the first step."""
         self._step = 0
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
-        """Learn the number of joints."""
+        """Draw a new target when the held one is over."""
         if self._step % HOLD_STEPS == 0:
             self._action = self._rng.uniform(-1, 1, applied.shape).astype(np.float32)
         self._step += 1
@@ -83,7 +83,7 @@ class RandomPolicy:
 
 
 class PerturbationPolicy:
-    """The learned perturbation controller, sampled as in training: what makes random starts."""
+    """The learned perturbation policy, sampled as in training; it makes random starts."""
 
     def __init__(self, policies: Policies, seed: int) -> None:
         self.begin, self.see, self._policies = policies.begin, policies.see, policies

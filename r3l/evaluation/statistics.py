@@ -1,4 +1,4 @@
-"""TODO r3l/evaluation/statistics.py."""
+"""Evaluated episodes and their statistics: success with its interval, and the judge compared with the truth."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from r3l.robot.base import Truth
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One evaluation episode."""
+class EvaluatedEpisode:
+    """One episode of an evaluation, with its ground truth."""
 
     start: list[float]
     """The object's state at the start."""
@@ -29,7 +29,7 @@ class Episode:
     threshold: float
     """Largest error of a success."""
     truth: Truth = field(default_factory=dict)
-    """All that is true at the end, the parts of the error among it."""
+    """Ground truth at the end, with the parts of the error."""
 
     @property
     def final_error(self) -> float:
@@ -43,19 +43,19 @@ class Episode:
 
     @property
     def steps_to_success(self) -> int | None:
-        """Env steps until the error came, and stayed, within the threshold; None where it did not."""
+        """Env steps until the error stayed within the threshold; None if it did not."""
         missed = [step for step, error in enumerate(self.errors, 1) if error > self.threshold]
         steps = (missed[-1] if missed else 0) + 1
         return steps if steps <= len(self.errors) else None
 
 
 def summarise(
-    episodes: Sequence[Episode], verdicts: Sequence[bool] | None = None, thresholds: Sequence[float] = ()
+    episodes: Sequence[EvaluatedEpisode], verdicts: Sequence[bool] | None = None, thresholds: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Return what an evaluation found, as JSON values.
+    """Return the result of an evaluation as JSON values.
 
-    `success_interval` is the 95% Wilson interval; `success_at` the success at other `thresholds` of the final error;
-    `judge` the confusion of the judge's verdicts with the truth.
+    `success_interval` is the 95% Wilson interval, `success_at` the success at other `thresholds` of the final error,
+    `judge` the confusion matrix of the judge's verdicts and the truth.
     """
     successes = [episode.success for episode in episodes]
     summary: dict[str, Any] = {
@@ -107,13 +107,13 @@ def confusion(successes: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, 
     return counts | {"judged_success": sum(verdicts) / len(verdicts), "balanced_accuracy": balanced}
 
 
-def verdicts(judge: Judge, episodes: Sequence[Episode]) -> list[bool]:
+def verdicts(judge: Judge, episodes: Sequence[EvaluatedEpisode]) -> list[bool]:
     """Return the judge's verdict on the end of each episode."""
     return [judge.verdict(channels_first(episode.frames[-judge.config.frames :])) for episode in episodes]
 
 
 def difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
-    """Return by how much the first succeeds more often than the second, and the 95% interval of that.
+    """Return the difference of two success rates and its 95% interval: difference, low, high.
 
     Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10.
     """

@@ -1,4 +1,4 @@
-"""Trials: episodes from random starts on any robot, judged from images, kept for a person to mark."""
+"""Make trials: episodes from random starts on any robot, judged from images, kept for a person to mark."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from r3l.run.progress import progress_bar
 from r3l.task.registry import load_task
 
 MAX_TRIES = 5
-"""Times that a trial is begun anew because the robot had to pause."""
+"""Attempts at a trial if the robot has to pause."""
 MAX_PERTURBATIONS = 4
-"""Perturbation episodes that may make a start: a success of the trial before must be undone first."""
+"""Perturbation episodes per start: the success of the trial before must be undone."""
 
 
 def make_trials(
-    stage: Rollout,
+    rollout: Rollout,
     policies: Mapping[int, Behaviour],
     perturb: Behaviour,
     judge: Judge,
@@ -39,16 +39,16 @@ def make_trials(
     rng: np.random.Generator,
     on_trial: Callable[[Trial, list[Image]], None],
 ) -> None:
-    """Make `count` trials of each policy, taking turns, so that none has the warmer motors or the evening light.
+    """Make `count` trials of each policy in turns, so that warm motors or evening light favour none.
 
     Args:
-        stage: where they are made.
+        rollout: the robot.
         policies: by the step of their weights.
-        perturb: acts before each trial, whoever's it is: that is the random start.
-        judge: says how each ended.
-        count: of each policy.
-        rng: draws who comes first in each turn.
-        on_trial: takes a trial and its last images.
+        perturb: acts before each trial to make a random start; the same for all policies.
+        judge: decides how each trial ended.
+        count: trials per policy.
+        rng: draws the order of the policies in each turn.
+        on_trial: receives each trial and its last images.
 
     Raises:
         RobotError: the robot cannot go on.
@@ -56,40 +56,40 @@ def make_trials(
     number = 0
     for _ in range(count):
         for weights in rng.permutation(list(policies)).tolist():
-            frames = _perform(stage, perturb, policies[weights], judge)
+            frames = _perform(rollout, perturb, policies[weights], judge)
             number += 1
             last = judge.config.frames
-            ends = [*frames[:1] * last, *frames][-last:]  # checks may have left most of them out
+            ends = [*frames[:1] * last, *frames][-last:]  # checks may have left out most images
             log_odds = judge.end_log_odds(channels_first(np.stack(ends)))
             judged = log_odds >= judge.calibration.threshold
-            on_trial(Trial(number, weights, judged, log_odds, _is_solved(judge, frames[:1]), _truth(stage)), ends)
+            on_trial(Trial(number, weights, judged, log_odds, _is_solved(judge, frames[:1]), _truth(rollout)), ends)
 
 
-def _perform(stage: Rollout, perturb: Behaviour, policy: Behaviour, judge: Judge) -> list[Image]:
-    """Perturb, again where that leaves a success, then let a policy act; return what was seen."""
+def _perform(rollout: Rollout, perturb: Behaviour, policy: Behaviour, judge: Judge) -> list[Image]:
+    """Perturb until the start is no success, then run a policy; return the images of its episode."""
     for _ in range(MAX_TRIES):
         for _ in range(MAX_PERTURBATIONS):
-            stage.home()
-            moved = stage.episode(perturb, stage.config.phases.perturbation_steps)
+            rollout.home()
+            moved = rollout.episode(perturb, rollout.config.phases.perturbation_steps)
             if moved is None or not _is_solved(judge, moved[-judge.config.frames :]):
                 break
         if moved is None:
             continue
-        stage.home()
-        frames = stage.episode(policy, stage.task.episode_steps)
+        rollout.home()
+        frames = rollout.episode(policy, rollout.task.episode_steps)
         if frames is not None:
             return frames
-    raise RobotError(f"the robot had to pause in {MAX_TRIES} trials in a row; see what was said, mend it, begin again")
+    raise RobotError(f"the robot had to pause in {MAX_TRIES} trials in a row; remove the cause, then start again")
 
 
 def _is_solved(judge: Judge, frames: list[Image]) -> bool:
     return judge.verdict(channels_first(np.stack(frames)))
 
 
-def _truth(stage: Rollout) -> bool | None:
-    """Return whether an episode just ended in success, where ground truth can be known."""
-    robot = stage.robot
-    return robot.truth()["error"] <= stage.task.success_error if isinstance(robot, SimulatedRobot) else None
+def _truth(rollout: Rollout) -> bool | None:
+    """Return whether the episode just ended in success; None for a robot without ground truth."""
+    robot = rollout.robot
+    return robot.truth()["error"] <= rollout.task.success_error if isinstance(robot, SimulatedRobot) else None
 
 
 def evaluate_by_eye(
@@ -103,9 +103,9 @@ def evaluate_by_eye(
     out: Path,
     say: Callable[[str], None],
 ) -> TrialsFolder:
-    """Make `count` trials with each of the published weights on a robot of this name, and keep them in `out`.
+    """Make `count` trials with each of the published weights on the robot `name`, and keep them in `out`.
 
-    Whatever ends this early, the trials made until then are kept.
+    If this ends early, the trials made until then are kept.
 
     Raises:
         UserError: `out` exists, or the run has no judge yet.
@@ -114,7 +114,7 @@ def evaluate_by_eye(
     config, task = run.config, load_task(run.config.task)
     judge = load_judge(run)
     if judge is None:
-        raise UserError(f"{run.folder} has no judge yet: it is made when exploration ends; train it further first")
+        raise UserError(f"{run.folder} has no judge yet: it is fitted when exploration ends; train the run further")
     goals = load_goals(run.goals, task.rig.camera, task.minimum_goals)
     device = torch.device("cpu")
     loaded = {step: load_policies(config, robot.spec, run.read_weights(step), device) for step in weights}
@@ -123,7 +123,7 @@ def evaluate_by_eye(
     folder.create()
     found, ends = Trials(task.name, name, tuple(weights)), list[NDArray[np.uint8]]()
     with (
-        Rollout(config, task, robot, goals, say) as stage,
+        Rollout(config, task, robot, goals, say) as rollout,
         progress_bar("evaluate", "trial", count * len(weights)) as bar,
     ):
 
@@ -135,5 +135,5 @@ def evaluate_by_eye(
             bar.update()
 
         policies = {step: TaskPolicy(policies) for step, policies in loaded.items()}
-        make_trials(stage, policies, perturb, judge, count=count, rng=np.random.default_rng(seed), on_trial=keep)
+        make_trials(rollout, policies, perturb, judge, count=count, rng=np.random.default_rng(seed), on_trial=keep)
     return folder

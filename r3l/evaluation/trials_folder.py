@@ -1,4 +1,4 @@
-"""TODO r3l/evaluation/trials_folder.py."""
+"""The folder of an evaluation by eye: its trials, their last images, and the marks of a person."""
 
 from __future__ import annotations
 
@@ -22,18 +22,11 @@ from r3l.run.images import contact_sheet
 from r3l.run.tensors import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
-
-
 TRIALS, SHEET, MARKS, ENDS = "trials.json", "contact-sheet.png", "marks.csv", "ends.safetensors"
-
-
 YES, NO = ("y", "yes", "1", "true"), ("n", "no", "0", "false")
-
-
 COLUMNS, SIDE_PX = 6, 160
-
-
-MAX_BYTES = 1 << 20
+"""Columns of the contact sheet, and width of an image in it."""
+MAX_MARKS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,27 +34,27 @@ class Trial:
     """One episode from a random start."""
 
     number: int
-    """From 1, in the order they were made."""
+    """From 1, in the order in which the trials were made."""
     weights: int
     """Step at which the policy's weights were published."""
     judged: bool
     """The judge's verdict."""
     log_odds: float
-    """What it rests on."""
+    """Log odds of success by the judge, which its verdict is made from."""
     begun_solved: bool = False
-    """Whether its start, too, is a success to the judge: perturbation left the object where it was."""
+    """Whether the judge takes the start for a success, too: perturbation did not move the object away."""
     success: bool | None = None
-    """Whether it was one in truth; None where nobody knows."""
+    """Success by the ground truth; None for a robot without ground truth."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What an evaluation by eye found."""
+    """The result of an evaluation by eye."""
 
     task: str
     robot: str
     weights: tuple[int, ...]
-    """Steps of the weights that took turns."""
+    """Steps of the compared weights."""
     trials: tuple[Trial, ...] = ()
     version: int = FORMAT_VERSION
 
@@ -71,9 +64,9 @@ class Trials:
 
 
 class TrialsFolder:
-    """A folder of trials: trials.json, the last images of each, a contact sheet, and the table that a person marks.
+    """A folder of trials: trials.json, the last images of each trial, a contact sheet, and a table of a person's marks.
 
-    Neither sheet nor table tells whose trial it was.
+    Contact sheet and table do not name the policy of a trial.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,21 +74,21 @@ class TrialsFolder:
         self.sheet, self.marks = folder / SHEET, folder / MARKS
 
     def create(self) -> None:
-        """Make the folder; one that exists is never overwritten."""
+        """Make the folder; UserError if it exists."""
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError as error:
             raise UserError(f"{self.folder} exists and is never overwritten; choose another --out") from error
 
     def keep(self, found: Trials, ends: NDArray[np.uint8]) -> None:
-        """Write what there is so far, with the last images of each trial, [N, F, H, W, 3]."""
+        """Write the trials so far, with the last images of each, [N, F, H, W, 3]."""
         save_tensors(self.folder / ENDS, {"ends": torch.from_numpy(ends)}, {"version": FORMAT_VERSION})
         contact_sheet(list(ends[:, -1]), self.sheet, COLUMNS, SIDE_PX, is_numbered=True)
         self.write_marks({trial.number: None for trial in found.trials})
         write_file(self.folder / TRIALS, json.dumps(asdict(found), indent=2).encode())
 
     def read(self) -> Trials:
-        """Return the trials; UserError where there are none."""
+        """Return the trials; UserError if there are none."""
         path = self.folder / TRIALS
         try:
             found = read_json(path)
@@ -109,7 +102,7 @@ class TrialsFolder:
             raise UserError(f"{path} is damaged ({error}); make the trials again") from error
 
     def ends(self) -> Tensor:
-        """Return the last images of all trials, uint8 [N, F, 3, H, W]; UserError where they cannot be read."""
+        """Return the last images of all trials, uint8 [N, F, 3, H, W]; UserError if they cannot be read."""
         path = self.folder / ENDS
         try:
             ends = load_tensors(path)[0]["ends"]
@@ -120,14 +113,14 @@ class TrialsFolder:
         return ends.movedim(-1, 2)
 
     def log_odds(self, found: Trials, judge: Judge) -> dict[int, float]:
-        """Return what a judge makes of the last images of each trial, by its number."""
+        """Return a judge's log odds of success of each trial, by the trial's number."""
         ends = self.ends()
-        if len(ends) < len(found.trials):  # one more where writing was broken off
+        if len(ends) < len(found.trials):  # one more if writing was interrupted
             raise UserError(f"{self.folder} has images of {len(ends)} trials, expected {len(found.trials)}")
         return {trial.number: judge.end_log_odds(end) for trial, end in zip(found.trials, ends, strict=False)}
 
     def write_marks(self, marks: Mapping[int, bool | None]) -> None:
-        """Write the table that a person fills in, or what they said: trial, success."""
+        """Write the table of marks: trial, success."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial", "success"])
@@ -135,10 +128,10 @@ class TrialsFolder:
         write_file(self.marks, text.getvalue().encode())
 
     def read_marks(self, found: Trials) -> dict[int, bool | None]:
-        """Return a person's marks by trial, None where there is none; UserError says which line cannot be read."""
+        """Return a person's marks by trial, None for no mark; UserError names the line that cannot be read."""
         marks: dict[int, bool | None] = {trial.number: None for trial in found.trials}
         try:
-            lines = list(csv.reader(io.StringIO(read(self.marks, MAX_BYTES).decode("utf-8-sig"))))
+            lines = list(csv.reader(io.StringIO(read(self.marks, MAX_MARKS_BYTES).decode("utf-8-sig"))))
         except OSError:
             return marks
         except (ValueError, csv.Error) as error:
