@@ -1,4 +1,4 @@
-"""The page on the first night, followed on the emulated stack: its commands in order, with less to learn."""
+"""Tests of docs/first-night.md: its commands, in order, on the emulated stack, with shorter training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ LESS = {
     "--episodes 12": "--episodes 4",
     "--episodes 3": "--episodes 1",
 }
-ANSWERS = "\n" * 20
 
 
 def test_the_page_goes_from_the_first_command_to_the_last() -> None:

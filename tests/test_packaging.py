@@ -1,4 +1,4 @@
-"""What gets installed, what the core imports, and what no file may do."""
+"""Tests of the package metadata, of the core's imports, and of constructs that no file may use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def setuptools() -> dict[str, dict[str, object]]:
 
 
 def folders() -> dict[str, Path]:
-    """Return every folder with Python modules by the package it is installed as."""
+    """Return every folder with Python modules by the name of its installed package."""
     found = {}
     for top, package in (("r3l", "r3l"), ("hardware", "r3l.hardware"), ("tasks", "r3l.tasks")):
         for folder in sorted({path.parent for path in (ROOT / top).rglob("*.py")}):
@@ -65,7 +65,7 @@ def test_the_package_list_is_what_is_on_the_disk() -> None:
 def test_packages_map_to_their_folders() -> None:
     mapped = setuptools()["package-dir"]
     for package, folder in folders().items():
-        # setuptools takes the longest mapped name that the package is or lies below; "r3l" is its own folder.
+        # setuptools takes the longest mapped name that is the package or a parent of it; "r3l" is its own folder.
         name = max((each for each in mapped if f"{package}.".startswith(f"{each}.")), key=len, default="")
         below = package.removeprefix(name).strip(".").split(".")
         assert folder == Path(ROOT, str(mapped.get(name, "")), *below)
@@ -125,7 +125,7 @@ def test_the_core_imports_no_driver_no_simulator_and_no_web() -> None:
 
 
 def name_of(node: ast.expr) -> str:
-    """Return a dotted name, or nothing for anything else."""
+    """Return the dotted name of an expression, or an empty string if it is no name."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -138,7 +138,7 @@ def is_pass(body: list[ast.stmt]) -> bool:
 
 
 def offences(tree: ast.Module) -> list[str]:
-    """Return what no file of ours may do, with line numbers."""
+    """Return the forbidden constructs of a file, with line numbers."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
