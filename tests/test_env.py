@@ -14,10 +14,12 @@ import r3l
 from r3l.config.errors import UserError
 from r3l.evaluation.resets_env import ResetsEnv
 from r3l.evaluation.resets_env import make as make_resets
+from r3l.hardware.fake import Fake
 from r3l.robot.base import FloatArray, Robot, RobotError, SimulatedRobot
-from r3l.robot.env import RobotEnv
+from r3l.robot.env import RobotEnv, packed
+from r3l.robot.safety import SafeRobot
 from r3l.task.registry import make
-from r3l.tasks.valve import GOAL_RAD
+from r3l.tasks.valve import GOAL_RAD, Valve
 
 NAMES = ("r3l/Valve-v0", "r3l/Valve-Resets-v0")
 
@@ -30,7 +32,7 @@ def simulated(env: gymnasium.Env[Any, FloatArray]) -> SimulatedRobot:
     """Return the robot below everything."""
     inner = env.unwrapped
     assert isinstance(inner, RobotEnv)
-    robot: Robot = inner.robot.robot
+    robot: Robot = inner.robot.unwrapped
     assert isinstance(robot, SimulatedRobot)
     return robot
 
@@ -133,6 +135,27 @@ def test_the_last_applied_command_is_part_of_the_proprioception(env: RobotEnv) -
         assert np.array_equal(observed["proprioception"][9:], info["applied"])
         assert np.array_equal(info["requested"], np.ones(9, np.float32))
     assert (info["applied"][0] < 1) or (env.robot.counters.speed_limited > 0)
+
+
+def test_a_time_step_carries_joints_and_command_apart_and_gymnasiums_users_get_them_packed(env: RobotEnv) -> None:
+    seen = env.observe()
+    assert seen.applied == pytest.approx(seen.joints), "at first: the pose that the fingers are in"
+    assert not seen.requested.any()
+    taken = env.act(np.ones(9, np.float32))
+    assert np.array_equal(taken.requested, np.ones(9))
+    observed, info = packed(taken)
+    assert observed in env.observation_space
+    assert np.array_equal(observed["proprioception"], [*taken.joints, *taken.applied])
+    assert observed["image"] is taken.observation.image
+    assert info["applied"] is taken.applied
+
+
+def test_the_frame_rate_is_the_rigs_control_rate() -> None:
+    joints = Valve().rig.limits
+    robot = Fake(joints, Valve().rig.home_rad, control_hz=25.0)
+    env = RobotEnv(SafeRobot(robot, joints, 0.1))
+    assert env.metadata == {"render_modes": ["rgb_array"], "render_fps": 25.0}
+    assert "render_fps" not in RobotEnv.metadata, "each environment has its own"
 
 
 def test_what_safety_limits_shows_in_what_was_applied(env: RobotEnv) -> None:

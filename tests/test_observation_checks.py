@@ -309,9 +309,7 @@ def roll(task_name: str, robot_name: str, actions: Iterator[FloatArray], steps: 
         for step in range(steps):
             if step % 50 == 0:
                 move(safe, task.rig.home_rad, 8)
-            env.step(next(actions))
-            assert env.newest is not None
-            looks.append((env.newest, safe.newest_target, PERIOD_S))
+            looks.append((env.act(next(actions)).observation, safe.newest_target, PERIOD_S))
         return Rollout(task_name, goals, safe.spec.joints, looks)
     finally:
         env.close()

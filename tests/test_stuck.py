@@ -252,8 +252,8 @@ class Hand:
                     turn(twin, step)
                 if step % 3 == 0:
                     action = rng.uniform(-1, 1, 9).astype(np.float32)
-                observed, *_ = env.step(action)
-                detector.update(observed["image"], observed["proprioception"][:9], step)
+                seen = env.act(action)
+                detector.update(seen.observation.image, seen.joints, step)
                 levels.append(detector.level)
         finally:
             env.close()

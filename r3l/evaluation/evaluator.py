@@ -33,7 +33,7 @@ class Evaluator:
     def __init__(self, task: Task, robot: SimulatedRobot) -> None:
         self.task, self.spec, self._robot = task, robot.spec, robot
         self._env = RobotEnv(make_safe(robot, task.rig))
-        self._env.reset()
+        self._env.observe()
 
     def run(
         self, behaviour: Behaviour, *, count: int = STARTS, seed: int = 0, on_episode: Callable[[], None] = lambda: None
@@ -52,15 +52,13 @@ class Evaluator:
         self._env.close()
 
     def _episode(self, behaviour: Behaviour, start: FloatArray) -> EvaluatedEpisode:
-        observed, info = self._env.reset()
+        seen = self._env.observe()
         behaviour.begin()
-        frames, errors = [observed["image"]], []
-        joints = len(info["applied"])
+        frames, errors = [seen.observation.image], []
         for _ in range(self.task.episode_steps):
-            proprioception = observed["proprioception"][:joints]
-            behaviour.see(observed["image"], proprioception, info["applied"], info["diagnostic"])
-            observed, _, _, _, info = self._env.step(behaviour.choose())
-            frames.append(observed["image"])
+            behaviour.see(seen.observation.image, seen.joints, seen.applied, seen.observation.diagnostic)
+            seen = self._env.act(behaviour.choose())
+            frames.append(seen.observation.image)
             truth = self._robot.truth()
             errors.append(truth["error"])
         return EvaluatedEpisode(start.tolist(), errors, np.stack(frames), self.task.success_error, truth)

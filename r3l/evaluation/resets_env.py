@@ -57,7 +57,8 @@ class TrueState(gymnasium.ObservationWrapper[FloatArray, FloatArray, Observed]):
 
     def observation(self, observation: Observed) -> FloatArray:
         """Return float32 [D + 2A]."""
-        vector = np.concatenate([self._env.newest_diagnostic(), observation["proprioception"]])
+        assert self._env.newest is not None
+        vector = np.concatenate([self._env.newest.observation.diagnostic, observation["proprioception"]])
         shown: FloatArray = np.clip(vector, -10.0, 10.0).astype(np.float32)
         return shown
 

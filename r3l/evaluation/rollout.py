@@ -45,7 +45,7 @@ class Rollout:
 
     def __enter__(self) -> Self:
         try:
-            self._env.reset()
+            self._env.observe()
         except BaseException:
             self._env.close()
             raise
@@ -69,31 +69,25 @@ class Rollout:
         """
         env, monitor = self._env, self._monitor
         monitor.forget_time()
-        observed, info = env.reset()
-        if not self._is_fit():
+        seen = env.observe()
+        if not monitor.inspect(seen.observation):
             self._wait()
             return None
         behaviour.begin()
-        frames, action = [observed["image"]], np.zeros(0, np.float32)
+        frames, action = [seen.observation.image], np.zeros(0, np.float32)
         is_fit = True
         for _ in range(steps):
             if is_fit:
-                joints = observed["proprioception"][: len(info["applied"])]
-                behaviour.see(observed["image"], joints, info["applied"], info["diagnostic"])
+                behaviour.see(seen.observation.image, seen.joints, seen.applied, seen.observation.diagnostic)
                 action = behaviour.choose()
-            observed, _, _, _, info = env.step(action)
-            is_fit = self._is_fit()
+            seen = env.act(action)
+            is_fit = monitor.inspect(seen.observation)
             if is_fit:
-                frames.append(observed["image"])
+                frames.append(seen.observation.image)
             elif monitor.trouble is not None:
                 self._wait()
                 return None
         return frames
-
-    def _is_fit(self) -> bool:
-        newest = self._env.newest
-        assert newest is not None
-        return self._monitor.inspect(newest)
 
     def _wait(self) -> None:
         """Relax and wait until what pauses the robot is over, if anything does."""

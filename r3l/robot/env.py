@@ -1,8 +1,9 @@
-"""The reset-free Gymnasium environment over a robot and its safety, and the instrumented one for baselines."""
+"""The reset-free Gymnasium environment over a robot behind its safety limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -14,24 +15,43 @@ from r3l.robot.safety import SafeRobot
 
 Observed = dict[str, np.ndarray[Any, Any]]
 MARGIN = 0.5
-"""How far beyond its limits, in half ranges, a measured joint is still shown; a pushed joint can give way."""
+"""Half ranges that a pushed joint may read beyond its limits; more is clipped."""
+HOLD_STEPS = 3
+"""Env steps for which a random action is held; shorter ones cancel out and move nothing."""
+
+
+@dataclass(frozen=True)
+class TimeStep:
+    """The end of an env step. Joints and commands are in units of the joint's range, [-1, 1]."""
+
+    observation: Observation
+    """What the robot returned."""
+    joints: FloatArray
+    """[A] float32: measured joint positions, at most MARGIN beyond the limits."""
+    requested: FloatArray
+    """[A] float32: the action, 0 if there was none."""
+    applied: FloatArray
+    """[A] float32: the last command sent; before the first command the measured joint positions."""
 
 
 class RobotEnv(gymnasium.Env[Observed, FloatArray]):
-    """A robot that never gets a reset: `reset` reads the state and moves nothing, `terminated` is always False.
+    """A robot that never gets a reset: `reset` observes and moves nothing, `terminated` is always False.
 
     Observation: `image` uint8 [H, W, 3]; `proprioception` float32 [2A]: measured joint positions, then the last
     applied command. Action: float32 [A], absolute joint targets. All three in units of the joint's range, [-1, 1].
     `info` holds `requested` and `applied` (both [A]), `time_s` and `diagnostic`.
     The reward is 0: the learner relabels every transition.
+
+    `observe` and `act` do what `reset` and `step` do, without Gymnasium's packing.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's name)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's name)
 
     def __init__(self, robot: SafeRobot, render_mode: str | None = None) -> None:
         self.robot = robot
         self.render_mode = render_mode
         spec = robot.spec
+        self.metadata = self.metadata | {"render_fps": spec.control_hz}
         self._centre = (spec.upper_rad + spec.lower_rad) / 2
         self._half = (spec.upper_rad - spec.lower_rad) / 2
         size = len(spec.joints)
@@ -43,83 +63,79 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
             }
         )
         self._applied = np.zeros(size, np.float32)
-        self._last: Observation | None = None
-        self._connected = False
+        self._is_connected = False
+        self.newest: TimeStep | None = None
         self.on_command: Callable[[], None] = lambda: None
-        """Called right after a command was sent: what is not urgent is done in what is left of the control period."""
+        """Called right after a command was sent: the rest of the control period is free for other work."""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observed, dict[str, Any]]:
-        """Observe; nothing moves. The last applied command is shown as the pose the fingers are in."""
-        super().reset(seed=seed)
+    def observe(self) -> TimeStep:
+        """Observe without moving; connect the robot the first time. `applied` is the measured pose."""
         self._connect()
         observation = self.robot.observe()
         self._applied = np.clip(self.normalise(observation.joint_rad), -1, 1)
-        return self._observed(observation), self._info(observation, self._applied)
+        return self._time_step(observation, np.zeros_like(self._applied))
 
-    def step(self, action: FloatArray) -> tuple[Observed, float, bool, bool, dict[str, Any]]:
-        """Command absolute joint targets in [-1, 1] and observe the end of the control period."""
+    def act(self, action: FloatArray) -> TimeStep:
+        """Command absolute joint targets [A] in [-1, 1] and observe the end of the control period."""
         requested = np.asarray(action, np.float32)
         applied_rad = self.robot.command((self._centre + np.clip(requested, -1, 1) * self._half).astype(np.float32))
         self._applied = np.clip(self.normalise(applied_rad), -1, 1)
         self.on_command()
-        observation = self.robot.observe()
-        return self._observed(observation), 0.0, False, False, self._info(observation, requested)
+        return self._time_step(self.robot.observe(), requested)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observed, dict[str, Any]]:
+        """Observe; nothing moves."""
+        super().reset(seed=seed)
+        return packed(self.observe())
+
+    def step(self, action: FloatArray) -> tuple[Observed, float, bool, bool, dict[str, Any]]:
+        """Command absolute joint targets [A] in [-1, 1] and observe the end of the control period."""
+        observed, info = packed(self.act(action))
+        return observed, 0.0, False, False, info
 
     def render(self) -> np.ndarray[Any, Any] | None:
         """Return the newest camera image."""
-        return None if self._last is None else self._last.image
+        return None if self.newest is None else self.newest.observation.image
 
     def close(self) -> None:
         """Relax and release the robot."""
         self.robot.close()
-        self._connected = False
-
-    @property
-    def newest(self) -> Observation | None:
-        """What the robot returned last."""
-        return self._last
-
-    def newest_diagnostic(self) -> FloatArray:
-        """Return the newest ground truth [D]: empty but on a diagnostic robot."""
-        return np.zeros(0, np.float32) if self._last is None else self._last.diagnostic
+        self._is_connected = False
 
     def normalise(self, joint_rad: FloatArray) -> FloatArray:
         """Return joint positions in units of their range, [-1, 1] inside the limits."""
         return ((joint_rad - self._centre) / self._half).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
-        """Return what goes on after a resume in the same world, as JSON values."""
+        """Return, as JSON values, what `restore` needs to continue in the same world."""
         target_rad = self.robot.newest_target
-        return {
-            "applied": self._applied.tolist(),
-            "target_rad": None if target_rad is None else target_rad.tolist(),
-        }
+        return {"applied": self._applied.tolist(), "target_rad": None if target_rad is None else target_rad.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`: the last applied command and the target that the next step is limited from."""
+        """Continue from `state`: the last applied command, and the target that limits the next step."""
         self._applied = np.array(state["applied"], np.float32)
         self.robot.continue_from(state["target_rad"])
 
     def _connect(self) -> None:
-        if not self._connected:
+        if not self._is_connected:
             self.robot.connect()
-            self._connected = True
+            self._is_connected = True
 
-    def _observed(self, observation: Observation) -> Observed:
-        self._last = observation
+    def _time_step(self, observation: Observation, requested: FloatArray) -> TimeStep:
         joints = np.clip(self.normalise(observation.joint_rad), -1 - MARGIN, 1 + MARGIN)
-        return {"image": observation.image, "proprioception": np.concatenate([joints, self._applied])}
-
-    def _info(self, observation: Observation, requested: FloatArray) -> dict[str, Any]:
-        return {
-            "requested": requested,
-            "applied": self._applied.copy(),
-            "time_s": observation.time_s,
-            "diagnostic": observation.diagnostic,
-        }
+        self.newest = TimeStep(observation, joints, requested, self._applied.copy())
+        return self.newest
 
 
-HOLD_STEPS = 3
-"""Steps for which a random action is held: shorter ones cancel out and move nothing."""
+def packed(step: TimeStep) -> tuple[Observed, dict[str, Any]]:
+    """Return a time step as Gymnasium's observation and info."""
+    observed = {"image": step.observation.image, "proprioception": np.concatenate([step.joints, step.applied])}
+    info = {
+        "requested": step.requested,
+        "applied": step.applied,
+        "time_s": step.observation.time_s,
+        "diagnostic": step.observation.diagnostic,
+    }
+    return observed, info

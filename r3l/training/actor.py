@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from r3l.config.schema import PhasesConfig
 from r3l.models.policy import Policies
 from r3l.robot.base import FloatArray, Observation
-from r3l.robot.env import HOLD_STEPS, Observed, RobotEnv
+from r3l.robot.env import HOLD_STEPS, RobotEnv, TimeStep
 from r3l.run.experience import PHASES, Row
 from r3l.run.tensors import Tensors, under_prefix, with_prefix
 
@@ -101,27 +101,27 @@ class Actor:
         if self.segment_step < 0 and not self.begin_segment(self._current.phase):
             return None
         episode = self._current
-        observed, _, _, _, info = self._env.step(self._choose(episode))
-        if not self._is_fit():
+        taken = self._env.act(self._choose(episode))
+        if not self._inspect(taken.observation):
             self.break_segment()
             return None
         self.segment_step += 1
         self.steps += 1
         episode.step += 1
-        row = self._keep(observed, info, episode.phase)
+        row = self._keep(taken, episode.phase)
         if episode.step >= episode.length:
             self.episode = None
         return row
 
     def begin_segment(self, phase: str) -> bool:
         """Observe without moving; nothing before joins onto what follows. False: what was seen is unfit."""
-        observed, info = self._env.reset()
-        if not self._is_fit():
+        seen = self._env.observe()
+        if not self._inspect(seen.observation):
             return False
         self.segment += 1
         self.segment_step = 0
         self._policies.begin()
-        self._keep(observed, info | {"requested": np.zeros_like(info["applied"])}, phase)
+        self._keep(seen, phase)
         return True
 
     def break_segment(self) -> None:
@@ -137,11 +137,6 @@ class Actor:
     def _current(self) -> Episode:
         assert self.episode is not None
         return self.episode
-
-    def _is_fit(self) -> bool:
-        newest = self._env.newest
-        assert newest is not None
-        return self._inspect(newest)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what a new process needs to go on in the same episode: tensors, and JSON values."""
@@ -174,10 +169,9 @@ class Actor:
 
     def _begin_episode(self) -> bool:
         """Choose what comes and do what is done before it; False where the robot is in no state to be moved."""
-        if self._env.robot.newest_target is None:  # it was relaxed: nobody knows what it feels like now
-            self._env.reset()
-            if not self._is_fit():
-                return False
+        is_relaxed = self._env.robot.newest_target is None
+        if is_relaxed and not self._inspect(self._env.observe().observation):
+            return False
         phase, length = self.phases.next(self.steps)
         self.episode = Episode(phase, length)
         if self._between is not None and self._between():
@@ -191,18 +185,17 @@ class Actor:
             self._held = self.rng.uniform(-1, 1, self._env.action_space.shape).astype(np.float32)
         return self._held
 
-    def _keep(self, observed: Observed, info: Mapping[str, Any], phase: str) -> Row:
-        joints = observed["proprioception"][: len(info["applied"])]
+    def _keep(self, seen: TimeStep, phase: str) -> Row:
         row = Row(
             segment=self.segment,
             step=self.segment_step,
             phase=PHASES.index(phase),
-            image=observed["image"],
-            proprioception=joints,
-            requested=info["requested"],
-            applied=info["applied"],
-            diagnostic=info["diagnostic"],
-            time_s=info["time_s"],
+            image=seen.observation.image,
+            proprioception=seen.joints,
+            requested=seen.requested,
+            applied=seen.applied,
+            diagnostic=seen.observation.diagnostic,
+            time_s=seen.observation.time_s,
         )
         self._store.append(row)
         self._policies.see(row.image, row.proprioception, row.applied, row.diagnostic)

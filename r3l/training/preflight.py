@@ -118,13 +118,13 @@ def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]
     rng = np.random.default_rng(0)
     frames = []
     try:
-        env.reset()
+        env.observe()
         began = time.monotonic()
         action = np.zeros(env.action_space.shape or (), np.float32)
         for step in range(PROBE_STEPS):
             if step % HOLD_STEPS == 0:
                 action = rng.uniform(-1, 1, action.shape).astype(np.float32)
-            frames.append(env.step(action)[0]["image"])
+            frames.append(env.act(action).observation.image)
         return np.stack(frames), (time.monotonic() - began) / PROBE_STEPS
     finally:
         env.close()
