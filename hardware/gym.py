@@ -103,7 +103,7 @@ class GymRobot(Robot):
             env: gymnasium.Env[Any, Any] = gymnasium.make(self._id, **self._options)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(
-                f"environment {self._id!r} needs more packages: {error} (r3l[gym] has those of classic control)"
+                f"environment {self._id!r} needs more packages: {error} (classic control's: pip install '.[gym]')"
             ) from error
         except (gymnasium.error.Error, TypeError) as error:
             raise UserError(
@@ -135,7 +135,8 @@ class GymRobot(Robot):
             picture = self._env.render()
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(
-                f"environment {self._id!r} renders with more packages: {error} (r3l[gym] has those of classic control)"
+                f"environment {self._id!r} renders with more packages: {error} "
+                "(classic control's: pip install '.[gym]')"
             ) from error
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
             raise UserError(f"environment {self._id!r} renders no picture; expected rgb_array, [H, W, 3] uint8")

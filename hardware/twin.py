@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from r3l.config import UserError
+from r3l.config.errors import missing_package
 from r3l.robot import (
     CameraSettings,
     CameraSpec,
@@ -423,6 +423,6 @@ def _actuators(task: Task, path: Path) -> Actuators:
         from .dclaw.actuators import Actuators
         from .dclaw.rig import read_rig_for
     except ModuleNotFoundError as error:
-        raise UserError(f"a rig file needs the package {error.name!r}; pip install 'r3l[dynamixel]'") from error
+        raise missing_package("a rig file", error) from error
 
     return Actuators(read_rig_for(path, task))

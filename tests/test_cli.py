@@ -20,7 +20,7 @@ from conftest import RunMaker, tiny
 
 import r3l.cli.main
 import r3l.cli.settings
-from r3l.cli.main import COMMANDS, main
+from r3l.cli.main import all_commands, load, main
 from r3l.config.convert import to_dict
 from r3l.config.models import JudgeConfig
 from r3l.config.presets import PRESETS, VARIANTS
@@ -50,7 +50,8 @@ QUICK = {
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts where nothing is, and leaves the process as it was."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(r3l.cli.main, "tune_process", lambda: None)
+    for module in ("r3l.models.torch_setup", "r3l.cli.launch"):
+        monkeypatch.setattr(f"{module}.tune_process", lambda: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -293,12 +294,19 @@ def test_help_names_every_command(capsys: Captured) -> None:
             main(arguments)
         assert not end.value.code
         text = capsys.readouterr().out
-        assert all(command in text for command in ("goals", "train", "evaluate", "report", "film", "config", "tasks"))
+        assert all(f"\n  {name}" in text for name in all_commands())
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
-def test_help_of_a_command_names_every_option(capsys: Captured, kind: type) -> None:
-    name = kind.__name__.removesuffix("Command").lower()
+def test_the_version_is_printed(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert not end.value.code
+    assert capsys.readouterr().out == f"r3l {r3l.__version__}\n"
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_help_of_a_command_names_every_option(capsys: Captured, name: str) -> None:
+    kind = load(name, all_commands()[name])
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert not end.value.code
@@ -329,6 +337,7 @@ def test_options_come_after_the_config_file_and_set() -> None:
     command = r3l.cli.main.parse(
         ["train", "valve", "--config", "own.json", "--set", "sac.batch_size=10", "--set", "seed=6", "--seed", "7"]
     )
+    assert isinstance(command, r3l.cli.settings.TrainCommand)
     found = r3l.cli.settings.resolve(command)
     assert (found.steps, found.seed, found.sac.batch_size) == (11, 7, 10)
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from benchmarks.night import HZ, QUICK, SMALL, Night
-from r3l import __main__
 from r3l.cli import main as cli
 from r3l.run.directory import Run
 from r3l.run.progress import Unblocked
@@ -219,7 +218,7 @@ def test_nothing_of_a_run_is_changed_before_it_is_locked(
         holders.append(run.holder())
         return "done"
 
-    monkeypatch.setattr("r3l.cli.train.supervise", supervise)
+    monkeypatch.setattr("r3l.cli.launch.supervise", supervise)
     command = ["train", "--resume", str(night.run.folder), "--hours", "1", "--goals", str(night.run.goals)]
     assert cli.main(command) == 0, capsys.readouterr().err
     assert holders == [os.getpid()] * 4
@@ -268,19 +267,26 @@ def test_output_that_nobody_takes_holds_nobody_up() -> None:
     os.close(reading)
 
 
-@pytest.mark.parametrize(("word", "code"), [("train", 0), ("report", 130)])
-def test_a_signal_while_what_learns_is_loaded_is_no_traceback(
-    word: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "loaded", "code", "told"),
+    [
+        ("train", "r3l.cli.launch", 0, "stopped before anything was started"),
+        ("report", "r3l.evaluation.report.document", 130, "stopped"),
+    ],
+)
+def test_a_signal_while_torch_is_loaded_is_no_traceback(
+    word: str, loaded: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Loading(ModuleType):
         def __getattr__(self, name: str) -> Any:
+            if word == "train":
+                os.kill(os.getpid(), signal.SIGTERM)  # what systemd sends
+                time.sleep(10)
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "r3l.cli.main", Loading("r3l.cli.main"))
-    monkeypatch.setattr(sys, "argv", ["r3l", word, "x"])
+    monkeypatch.setitem(sys.modules, loaded, Loading(loaded))
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert __main__.main() == code
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert "stopped before anything was started" in capsys.readouterr().out
+    assert cli.main([word, "x"]) == code
+    assert signal.getsignal(signal.SIGTERM) is before
+    output = capsys.readouterr()
+    assert told in output.out + output.err

@@ -83,7 +83,7 @@ def test_every_command_of_the_page_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.toml").write_text(SHORT)
     claw = EmulatedClaw()
-    monkeypatch.setattr("r3l.cli.devices.until_enter", lambda text: iter(()))
+    monkeypatch.setattr("r3l.hardware.dclaw.commands.until_enter", lambda text: iter(()))
     shown: dict[str, str] = {}
     try:
         for line in COMMANDS:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import r3l
-from r3l.config.errors import UserError
-from r3l.task.registry import PYBULLET, load_robot, load_task
+from r3l.config.errors import PYBULLET, UserError
+from r3l.task.registry import load_robot, load_task
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("r3l", "hardware", "tasks") for path in (ROOT / folder).rglob("*.py"))

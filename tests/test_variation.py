@@ -251,7 +251,9 @@ def test_the_benchmark_trains_each_level_as_its_records_were_trained(
     commands: list[Sequence[str]] = []
     monkeypatch.setattr("benchmarks.variation.run_logged", lambda command, log: commands.append(command))
     learn("valve", level, 3, 15_000, tmp_path)
-    found = resolve(parse(commands[0][len(R3L) :]))
+    command = parse(commands[0][len(R3L) :])
+    assert isinstance(command, TrainCommand)
+    found = resolve(command)
     assert (found.randomize, found.vae.jitter, found.seed, found.steps) == (level, jitter, 3, 15_000)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from r3l.config import UserError
+from r3l.config.errors import missing_package
 from r3l.config.schema import ChecksConfig
 from r3l.robot import CameraSpec, RobotError
 from r3l.robot.camera_place import Background
@@ -50,7 +50,7 @@ def look_at_camera(settings: CameraSettings, control_hz: float, goals: Goals | N
     try:
         from .camera import Camera
     except ModuleNotFoundError as error:
-        raise UserError(f"a camera needs the package {error.name!r}; pip install 'r3l[camera]'") from error
+        raise missing_package("a camera", error) from error
     height, width = goals.train.shape[1:3] if goals else (64, 64)
     camera = Camera(settings, CameraSpec(width, height))
     try:

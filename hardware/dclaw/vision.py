@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from r3l.config import UserError
+from r3l.config.errors import missing_package
 from r3l.robot import FloatArray, Image, RobotSpec, Trouble
 
 from ..camera.settings import CameraSettings
@@ -62,7 +62,7 @@ def _camera(settings: CameraSettings, spec: RobotSpec) -> Camera:
     try:
         from ..camera.camera import Camera
     except ModuleNotFoundError as error:
-        raise UserError(f"a camera needs the package {error.name!r}; pip install 'r3l[camera]'") from error
+        raise missing_package("a camera", error) from error
     return Camera(settings, spec.camera)
 
 

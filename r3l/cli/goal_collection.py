@@ -1,18 +1,19 @@
-"""TODO r3l/cli/goal_collection.py."""
+"""Goal images from the twin: a simulated hand arranges the object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from r3l.robot.base import Image as Frame
-from r3l.robot.base import SimulatedRobot
+from r3l.robot.base import FloatArray, Image, SimulatedRobot
 from r3l.robot.safety import SafeRobot
 from r3l.task.base import Task
 
-PLAY_STEPS, PLAY_TRIES = 3, 8
+RANDOM_STEPS = 3
+"""Control periods for which the fingers move to a random pose before a picture."""
+MAX_TRIES = 8
+"""Random poses per picture; after that many the fingers stay where the twin places them."""
 
 
 def collect_on_twin(
@@ -21,29 +22,28 @@ def collect_on_twin(
     count: int,
     rng: np.random.Generator,
     on_progress: Callable[[], None] = lambda: None,
-) -> list[Frame]:
-    """Take `count` goal images [H, W, 3] on a connected twin: the stand-in for a person's hand.
+) -> list[Image]:
+    """Take `count` goal images [H, W, 3] on a connected twin.
 
-    The fingers play at random where they work, over the object too, so that their pose does not tell a goal image
-    from any other; a try in which they turned the object away is taken again. Reads ground truth, as a hand would.
+    The fingers move at random in their workspace, over the object too, so that their pose says nothing about success.
+    A try in which the fingers moved the object out of success is repeated. Reads the ground truth.
     """
-    rig = task.rig
-    robot = SafeRobot(twin, rig.limits, rig.max_step_rad)
+    robot = SafeRobot(twin, task.rig.limits, task.rig.max_step_rad)
     images = []
     for state in task.goal_states(count, rng):
-        images.append(_played(task, robot, twin, state, rng))
+        images.append(_goal_image(task, robot, twin, state, rng))
         on_progress()
     return images
 
 
-def _played(
-    task: Task, robot: SafeRobot, twin: SimulatedRobot, state: NDArray[np.float32], rng: np.random.Generator
-) -> Frame:
-    for _ in range(PLAY_TRIES):
+def _goal_image(
+    task: Task, robot: SafeRobot, twin: SimulatedRobot, state: FloatArray, rng: np.random.Generator
+) -> Image:
+    for _ in range(MAX_TRIES):
         twin.place(state, rng)
         robot.forget()
         target = rng.uniform(robot.spec.lower_rad, robot.spec.upper_rad).astype(np.float32)
-        for _ in range(PLAY_STEPS):
+        for _ in range(RANDOM_STEPS):
             robot.command(target)
             image = robot.observe().image
         if twin.truth()["error"] <= task.success_error / 2:

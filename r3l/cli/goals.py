@@ -1,113 +1,87 @@
-"""TODO r3l/cli/goals.py."""
+"""`r3l goals`: collect goal images into a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
-from r3l.cli.goal_capture import HELP, GoalCapture, take_pictures
-from r3l.cli.goal_collection import collect_on_twin
-from r3l.cli.options import OptionalPath, ending_in_order, lines
+from r3l.cli.options import OptionalPath, signals_interrupt, typed_lines
 from r3l.config.errors import UserError
 from r3l.config.schema import Randomization
-from r3l.robot.base import Robot, SimulatedRobot
-from r3l.robot.safety import SafeRobot
-from r3l.run.goals import TWIN_SOURCE, Images, read_folder, save_goals, split, variety_warnings
-from r3l.run.images import contact_sheet
-from r3l.run.progress import progress_bar
-from r3l.task.base import Task
-from r3l.task.registry import load_robot, load_task, varied
-
-
-def goals(command: GoalsCommand) -> int:
-    """Collect goal images into a folder."""
-
-    task = load_task(command.task)
-    out = command.out or Path("goals") / task.name
-    if out.exists():
-        raise UserError(f"goal folder {out} exists and is never overwritten; remove it, or choose another --out")
-    rng = np.random.default_rng(command.seed)
-    settings: dict[str, tuple[float, ...]] = {}
-    if command.from_folder is not None:
-        size = task.rig.camera
-        images = read_folder(command.from_folder, (size.height, size.width), task.minimum_goals)
-        source = command.from_folder.name
-    else:
-        robot = varied(load_robot(command.robot, task, rig=command.rig), command.randomize, command.seed)
-        images, source = _collect(command, task, robot, rng)
-        settings = robot.camera_settings
-    for warning in variety_warnings(images):
-        print(f"warning: {warning}")
-    train_images, held_out = split(images, command.held_out, rng)
-    save_goals(out, train_images, held_out, task=task.name, robot=command.robot, source=source, camera=settings)
-    contact_sheet(images, out / "contact-sheet.png")
-    print(f"{len(train_images)} goal images for training and {len(held_out)} held out are in {out}")
-    print(f"look at {out / 'contact-sheet.png'}; next: r3l train {command.task}")
-    return 0
-
-
-def _collect(command: GoalsCommand, task: Task, robot: Robot, rng: np.random.Generator) -> tuple[Images, str]:
-    """Take goal images on a robot; return them [N, H, W, 3] and who took them."""
-
-    if isinstance(robot, SimulatedRobot) and not command.by_hand:
-        if command.count < task.minimum_goals:
-            raise UserError(f"--count {command.count} is too few goal images, expected {task.minimum_goals} or more")
-        with robot, progress_bar("goal images", "image", command.count) as bar:
-            found = collect_on_twin(task, robot, command.count, rng, lambda: bar.update() and None)
-        return np.stack(found), TWIN_SOURCE
-    safe, shoot = SafeRobot(robot, task.rig.limits, task.rig.max_step_rad), GoalCapture(task.minimum_goals)
-    with ending_in_order(), safe:
-        print(f"Arrange the object as a success looks, {task.minimum_goals} times or more. {HELP}", flush=True)
-        take_pictures(safe, shoot, lines(), print, rng, _arranging(task, safe, robot, rng))
-    if not shoot.is_enough:
-        raise UserError(
-            f"{len(shoot.images)} goal images were taken, expected {task.minimum_goals} or more; none is kept "
-            "(pictures taken elsewhere: --from-folder)"
-        )
-    return np.stack(shoot.images), "by hand"
-
-
-def _arranging(task: Task, safe: SafeRobot, robot: Robot, rng: np.random.Generator) -> Callable[[], None] | None:
-    """Return what arranges the object on a simulated robot; None where a person does."""
-    if not isinstance(robot, SimulatedRobot):
-        return None
-
-    def arrange() -> None:
-        robot.place(task.goal_states(1, rng)[0], rng)
-        safe.forget()
-
-    return arrange
 
 
 @dataclass(frozen=True)
 class GoalsCommand:
-    """Collect goal images: pictures of success, the only thing R3L is told about a task.
+    """Collect goal images: pictures of success, all that R3L is told about a task.
 
-    On a robot with hardware you arrange the object and press Enter for each picture; move the fingers between two, or
-    let them move (b), so that their pose tells nothing. On the twin a stand-in for your hand places the object, all by
-    itself, or with --by-hand at each of your keys. With --from-folder pictures that you have are used.
+    On a real robot a person arranges the object and presses Enter for each picture. Move the fingers between two
+    pictures, or press b to let them move, so that their pose says nothing about success. On the twin a simulated hand
+    arranges the object. With --from-folder the goal images are pictures that you already have.
     """
 
     task: tyro.conf.Positional[str]
-    """Task to collect for; `r3l tasks` lists them."""
+    """Task to collect goal images for; `r3l tasks` lists the tasks."""
     count: int = 250
-    """Images to collect on the twin."""
+    """Number of images to collect on the twin."""
     out: OptionalPath = None
-    """Folder to write; goals/TASK by default. An existing one is never overwritten."""
+    """Folder to write; goals/TASK by default. An existing folder is never overwritten."""
     from_folder: OptionalPath = None
-    """Take the images of this folder instead (png, jpg, bmp)."""
+    """Folder of pictures (png, jpg, bmp) to take instead."""
     held_out: float = 0.2
-    """Share of the images kept out of training, to watch for overfitting and to calibrate the judge."""
+    """Share of the images kept out of training; they measure overfitting and calibrate the judge."""
     by_hand: bool = False
-    """Take pictures one key at a time on a simulated robot too."""
+    """Take a picture per key on a simulated robot too."""
     robot: str = "twin"
-    """Robot to collect on; `r3l robots` lists them."""
+    """Robot to collect goal images on; `r3l robots` lists the robots."""
     rig: OptionalPath = None
-    """Its rig file, where it has one."""
+    """Rig file of the robot, if the robot needs one."""
     randomize: Randomization = "none"
-    """How much the twin's world varies from picture to picture; take the level that the training will have."""
+    """How much the twin's world varies from picture to picture; choose the level of the training."""
     seed: int = 0
+    """Seed of the arrangements and of the held-out images."""
+
+    def __call__(self) -> int:
+        """Collect the images and write the folder."""
+        import numpy as np
+
+        from r3l.cli.goal_capture import capture_by_hand
+        from r3l.cli.goal_collection import collect_on_twin
+        from r3l.robot.base import SimulatedRobot
+        from r3l.run.goals import TWIN_SOURCE, read_folder, save_goals, split, variety_warnings
+        from r3l.run.images import contact_sheet
+        from r3l.run.progress import progress_bar
+        from r3l.task.registry import load_robot, load_task, varied
+
+        task = load_task(self.task)
+        out = self.out or Path("goals") / task.name
+        if out.exists():
+            raise UserError(f"goal folder {out} exists and is never overwritten; remove it, or choose another --out")
+        rng = np.random.default_rng(self.seed)
+        settings: dict[str, tuple[float, ...]] = {}
+        if self.from_folder is not None:
+            size = (task.rig.camera.height, task.rig.camera.width)
+            images, source = read_folder(self.from_folder, size, task.minimum_goals), self.from_folder.name
+        else:
+            robot = varied(load_robot(self.robot, task, rig=self.rig), self.randomize, self.seed)
+            if self.by_hand or not isinstance(robot, SimulatedRobot):
+                with signals_interrupt():
+                    say = functools.partial(print, flush=True)
+                    images, source = np.stack(capture_by_hand(task, robot, typed_lines(), say, rng)), "by hand"
+            elif self.count < task.minimum_goals:
+                raise UserError(f"--count {self.count} is too few goal images, expected {task.minimum_goals} or more")
+            else:
+                with robot, progress_bar("goal images", "image", self.count) as bar:
+                    images = np.stack(collect_on_twin(task, robot, self.count, rng, lambda: bar.update() and None))
+                source = TWIN_SOURCE
+            settings = robot.camera_settings
+        for warning in variety_warnings(images):
+            print(f"warning: {warning}")
+        train_images, held_out = split(images, self.held_out, rng)
+        save_goals(out, train_images, held_out, task=task.name, robot=self.robot, source=source, camera=settings)
+        contact_sheet(images, out / "contact-sheet.png")
+        print(f"{len(train_images)} goal images for training and {len(held_out)} held out are in {out}")
+        print(f"look at {out / 'contact-sheet.png'}; next: r3l train {self.task}")
+        return 0

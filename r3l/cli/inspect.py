@@ -1,4 +1,4 @@
-"""TODO r3l/cli/inspect.py."""
+"""`r3l status`, `check`, `config`, `tasks` and `robots`: show what is there."""
 
 from __future__ import annotations
 
@@ -8,88 +8,86 @@ from pathlib import Path
 
 import tyro
 
-from r3l.cli.status import show
-from r3l.config.convert import to_dict
-from r3l.config.presets import preset_config
-from r3l.run.directory import Run
-from r3l.run.repair.check import check as verify
-from r3l.task.registry import load_task, robot_names, task_names
-
-
-def status(command: StatusCommand) -> int:
-    """Show how a run is doing."""
-
-    return show(Run.open(command.run), watch=command.watch, as_json=command.json)
-
-
-def check(command: CheckCommand) -> int:
-    """Verify and mend a run directory."""
-
-    return verify(command.run, is_dry=command.dry_run)
-
-
-def config(command: ConfigCommand) -> int:
-    """Print a config."""
-    print(json.dumps(to_dict(preset_config(command.preset, command.variant)), indent=2))
-    return 0
-
-
-def tasks(command: TasksCommand) -> int:
-    """List tasks."""
-
-    for name in task_names():
-        print(f"{name:16} {load_task(name).description}")
-    return 0
-
-
-def robots(command: RobotsCommand) -> int:
-    """List robots."""
-
-    for name in robot_names():
-        print(name)
-    return 0
-
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Show how a run is doing: phase, steps, rates, success as judged, reward health, last events, what is left."""
+    """Show the state of a run: phase, steps, rates, success, reward health, events.
+
+    Works on any run, also on one that has ended.
+    """
 
     run: tyro.conf.Positional[Path]
-    """Run directory; a run that has ended has a status too."""
+    """Run directory."""
     watch: bool = False
-    """Show it anew every second until Ctrl-C."""
+    """Show the status again every second until Ctrl-C."""
     json: bool = False
-    """Print it as JSON instead."""
+    """Print the status as JSON."""
+
+    def __call__(self) -> int:
+        """Print the status."""
+        from r3l.cli.status import show
+        from r3l.run.directory import Run
+
+        return show(Run.open(self.run), watch=self.watch, as_json=self.json)
 
 
 @dataclass(frozen=True)
 class CheckCommand:
-    """Verify a run directory file by file, and mend what can be mended.
+    """Check every file of a run directory and repair what can be repaired.
 
-    Exit code 0: all is well, or was mended; 2: something is wrong that nothing here can mend.
+    Exit code 0: the run is sound, or was repaired. Exit code 2: a fault remains that this command cannot repair.
     """
 
     run: tyro.conf.Positional[Path]
     """Run directory that no process uses."""
     dry_run: bool = False
-    """Only say what is wrong; change nothing."""
+    """Only print the faults; change nothing."""
+
+    def __call__(self) -> int:
+        """Check and repair the run."""
+        from r3l.run.repair.check import check
+
+        return check(self.run, is_dry=self.dry_run)
 
 
 @dataclass(frozen=True)
 class ConfigCommand:
-    """Print every config key with its value, as JSON that --config takes."""
+    """Print every config key with its value, as JSON that --config accepts."""
 
     preset: str = "default"
-    """default or paper."""
+    """Preset to print: default or paper."""
     variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Variants to apply."""
+    """Variant to apply to the preset; may be given several times."""
+
+    def __call__(self) -> int:
+        """Print the config."""
+        from r3l.config.convert import to_dict
+        from r3l.config.presets import preset_config
+
+        print(json.dumps(to_dict(preset_config(self.preset, self.variant)), indent=2))
+        return 0
 
 
 @dataclass(frozen=True)
 class TasksCommand:
     """List the installed tasks."""
 
+    def __call__(self) -> int:
+        """Print each task's name and description."""
+        from r3l.task.registry import load_task, task_names
+
+        for name in task_names():
+            print(f"{name:16} {load_task(name).description}")
+        return 0
+
 
 @dataclass(frozen=True)
 class RobotsCommand:
     """List the installed robots."""
+
+    def __call__(self) -> int:
+        """Print each robot's name."""
+        from r3l.task.registry import robot_names
+
+        print("\n".join(robot_names()))
+        return 0

@@ -1,4 +1,4 @@
-"""TODO r3l/cli/options.py."""
+"""Types of options, and the signals and typed lines, that several commands share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from typing import Annotated, Any
 import tyro
 
 
-def lines() -> Iterator[str]:
-    """Yield what a person types, line by line, until they end it."""
+def optional(metavar: str) -> Any:
+    """Return the help settings of an option that may be left out: show what to write, and no None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+OptionalInt = Annotated[int | None, optional("INT")]
+OptionalName = Annotated[str | None, optional("NAME")]
+OptionalPath = Annotated[Path | None, optional("PATH")]
+
+
+def typed_lines() -> Iterator[str]:
+    """Yield the lines that a person types, without spaces around them and in lower case, until the input ends."""
     for line in sys.stdin or ():
         yield line.strip().lower()
 
 
 @contextlib.contextmanager
-def ending_in_order() -> Iterator[None]:
-    """Let SIGTERM, and a terminal that is closed, do what Ctrl-C does: whatever holds a robot lets it go."""
+def signals_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM and on a closed terminal too, so that the code within releases its robot."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
@@ -28,17 +38,3 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _optional(metavar: str) -> Any:
-    """Return the help of an option that may be left out: what to write, and no word of None."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-OptionalInt = Annotated[int | None, _optional("INT")]
-
-
-OptionalName = Annotated[str | None, _optional("NAME")]
-
-
-OptionalPath = Annotated[Path | None, _optional("PATH")]

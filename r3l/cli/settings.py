@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from r3l.cli.options import OptionalInt, OptionalName, OptionalPath, _optional
+from r3l.cli.options import OptionalInt, OptionalName, OptionalPath, optional
 from r3l.config.convert import from_dict, merge, nested, to_dict
 from r3l.config.errors import UserError
 from r3l.config.presets import preset_config
@@ -97,7 +97,7 @@ class TrainCommand:
     check before the first action says what to expect.
     """
 
-    task: Annotated[tyro.conf.Positional[str | None], _optional("TASK")] = None
+    task: Annotated[tyro.conf.Positional[str | None], optional("TASK")] = None
     """Task to learn; not with --resume."""
     steps: OptionalInt = None
     """Env steps of the run (30000 by default: 50 minutes of robot time at 10 Hz)."""
@@ -107,20 +107,20 @@ class TrainCommand:
     """Goal folder made by `r3l goals`; goals/TASK by default."""
     resume: OptionalPath = None
     """Continue this run directory instead of a new one; --steps, --hours or --until may extend the run."""
-    hours: Annotated[float | None, _optional("FLOAT")] = None
+    hours: Annotated[float | None, optional("FLOAT")] = None
     """End after this many hours, robot parked and relaxed, at any number of env steps unless --steps is given."""
-    until: Annotated[str | None, _optional("HH:MM")] = None
+    until: Annotated[str | None, optional("HH:MM")] = None
     """End at this time of day, as --hours does; a time that has passed is tomorrow's."""
     sync: bool = False
     """Run actor and learner in turns in one process, deterministic by seed and without a supervisor."""
-    randomize: Annotated[Randomization | None, _optional("|".join(get_args(Randomization)))] = None
+    randomize: Annotated[Randomization | None, optional("|".join(get_args(Randomization)))] = None
     """Domain randomization of the twin, by seed: light, camera, noise, dynamics, delays (docs/tasks.md).
     --variant domain-randomization sets it to strong and prepares the encoder for varied light."""
     real_time: bool = False
     """Run a simulated robot at the control rate of the wall clock, as a real robot always runs."""
-    update_ratio: Annotated[float | None, _optional("FLOAT")] = None
+    update_ratio: Annotated[float | None, optional("FLOAT")] = None
     """Learner updates per env step (1 by default); whichever of actor and learner is ahead waits."""
-    quota: Annotated[float | None, _optional("GIB")] = None
+    quota: Annotated[float | None, optional("GIB")] = None
     """Max GiB of the run directory; all free space by default."""
     check: bool = False
     """Only print the pre-flight check."""
@@ -141,10 +141,16 @@ class TrainCommand:
     copy."""
     seed: OptionalInt = None
     """Seed of every random generator (0 by default)."""
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, _optional("auto|cpu|cuda")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, optional("auto|cpu|cuda")] = None
     """Device of the networks."""
     runs: Path = Path("runs")
     """Folder that holds the run directories."""
+
+    def __call__(self) -> int:
+        """Begin or resume the run."""
+        from r3l.cli.train import train
+
+        return train(self)
 
 
 def read_config(path: Path) -> dict[str, Any]:

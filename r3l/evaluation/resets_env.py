@@ -63,10 +63,18 @@ class TrueState(gymnasium.ObservationWrapper[FloatArray, FloatArray, Observed]):
         return shown
 
 
+def make_limited(
+    task: str, robot: str = "twin", *, true_state: bool = False, render_mode: str | None = None
+) -> gymnasium.Env[Any, FloatArray]:
+    """Build `r3l/TASK-Resets-v0` as `gymnasium.make` does: truncated after the task's own episode length."""
+    env = make(task, robot, true_state=true_state, render_mode=render_mode)
+    return gymnasium.wrappers.TimeLimit(env, load_task(task).episode_steps)
+
+
 def make(
     task: str, robot: str = "twin", *, true_state: bool = False, render_mode: str | None = None
 ) -> gymnasium.Env[Any, FloatArray]:
-    """Build `r3l/TASK-Resets-v0`; with `true_state` the observation is the true state instead of the image."""
+    """Build the environment without a time limit; with `true_state` it observes the true state, not the image."""
     known = load_task(task)
     simulated = load_robot(robot, known, diagnostic=True)
     if not isinstance(simulated, SimulatedRobot):

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from r3l.config.convert import nearest
-from r3l.config.errors import UserError
+from r3l.config.errors import UserError, missing_package
 from r3l.config.schema import Config
 from r3l.robot.base import Robot, RobotError, SimulatedRobot
 from r3l.task.base import Task
 
 if TYPE_CHECKING:
     from r3l.robot.env import RobotEnv
-
-EXTRAS = {"serial": "dynamixel", "cv2": "camera", "gymnasium": "gym"}
-"""Extras of this package by what is missing without them."""
-PYBULLET = "pybullet==3.2.7" if sys.version_info < (3, 12) else "pybullet-arm64==3.2.8"
-"""The distribution of the simulator: pybullet has no wheels for Python 3.12 and later, its fork pybullet-arm64 has."""
 
 
 class RobotFactory(Protocol):
@@ -46,12 +41,7 @@ def _load(group: str, kind: str, name: str) -> object:
     try:
         return found[name].load()
     except ModuleNotFoundError as error:
-        missing = f"{kind} {name!r} needs the package {error.name!r}, which is not installed"
-        if error.name in ("pybullet", "pybullet_utils"):
-            missing += f"; pip install {PYBULLET}"
-        elif error.name in EXTRAS:
-            missing += f"; pip install 'r3l[{EXTRAS[error.name]}]'"
-        raise UserError(missing) from error
+        raise missing_package(f"{kind} {name!r}", error) from error
 
 
 def task_names() -> list[str]:

@@ -17,6 +17,11 @@ from typing import Self
 from r3l.config.errors import UserError
 from r3l.run import files
 
+
+class NoSupervisorError(UserError):
+    """No supervisor listens at a run's control socket."""
+
+
 WORDS = ("pause", "resume", "relax", "stop")
 REQUEST_BYTES = 4096
 """Longest request, its line's end included."""
@@ -103,7 +108,8 @@ def ask(folder: Path, word: str) -> str:
     """Tell the run's supervisor one of WORDS and return its sentence.
 
     Raises:
-        UserError: no supervisor listens there, it refuses, or it does not answer in time.
+        NoSupervisorError: no supervisor listens there.
+        UserError: the supervisor refuses, or it does not answer in time.
     """
     try:
         with _address(folder / "control") as address, socket.socket(socket.AF_UNIX) as connection:
@@ -112,8 +118,8 @@ def ask(folder: Path, word: str) -> str:
             connection.sendall(json.dumps({"word": word}).encode() + b"\n")
             answer = json.loads(_read_line(connection, 1 << 16))
             is_done, message = bool(answer["ok"]), " ".join(str(answer["message"]).split())
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise UserError(_nobody(folder)) from error
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+        raise NoSupervisorError(_nobody(folder)) from error
     except PermissionError as error:
         raise UserError(f"{folder} is another user's run; say {word} as that user") from error
     except TimeoutError as error:
