@@ -77,7 +77,7 @@ def test_when_all_die_at_once_the_service_relaxes(night: Night, claw: EmulatedCl
     time.sleep(claw.rig.bus.watchdog_s + 0.3)
     assert claw.has_torque == {True}, "servos hold, under their cap"
     assert {servo.counts("bus_watchdog") for servo in claw.servos.values()} == {-1}, "and do not move"
-    found = night.ask("relax")
+    found = night.command("relax")
     assert found.returncode == 0, found.stderr
     assert claw.has_torque == {False}
 
