@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.running import R3L, resume_command
+from benchmarks.running import R3L, WITH_DEFAULT_SIGNALS, resume_command
 from r3l.config.models import ClassifierConfig, JudgeConfig, NoveltyConfig, SACConfig, VAEConfig
 from r3l.config.schema import Check, ChecksConfig, Config, PhasesConfig, SupervisionConfig
 from r3l.models.judge_training import Examples, fit
@@ -88,7 +88,7 @@ class Night:
     def start(self, *options: str) -> None:
         """Start or resume the run with `r3l train --resume`."""
         self.process = subprocess.Popen(
-            resume_command(self.run.folder, *options),
+            [*WITH_DEFAULT_SIGNALS, *resume_command(self.run.folder, *options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -16,6 +16,8 @@ from r3l.task.registry import load_task
 from r3l.training.shared_status import PROCESSES, SharedStatus
 
 R3L = (sys.executable, "-m", "r3l")
+WITH_DEFAULT_SIGNALS = ("env", "--default-signal=INT,TERM,HUP")
+"""Prefix of a command: it does not inherit that nohup ignores SIGHUP, or that a background shell ignores SIGINT."""
 POLL_S = 0.1
 START_TIMEOUT_S = 120
 EXPLORATION_STEPS = 1000
@@ -40,7 +42,7 @@ def start_logged(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, so that Ctrl-C does not reach it; append its output to `log`."""
     with log.open("ab") as out:
         return subprocess.Popen(
-            command,
+            [*WITH_DEFAULT_SIGNALS, *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

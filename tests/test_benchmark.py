@@ -21,6 +21,7 @@ from benchmarks import judge as judging
 from benchmarks import learning, peer, results, variation
 from benchmarks.figures import policy_figures
 from benchmarks.record import Name, Record, Unattended, differences, load_record, unattended, world
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.config.convert import to_dict
 from r3l.config.errors import UserError
 from r3l.config.schema import Config
@@ -261,7 +262,7 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.learning", *ARGUMENTS, "--steps", "2000"],
+        [*WITH_DEFAULT_SIGNALS, sys.executable, "-m", "benchmarks.learning", *ARGUMENTS, "--steps", "2000"],
         stderr=subprocess.DEVNULL,
         cwd=here,
         start_new_session=True,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from emulated import REST_RAD, WATCHDOG_S, EmulatedClaw
 
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.hardware.dclaw.envelope import Envelope
 from r3l.hardware.dclaw.hand import Hand
 from r3l.hardware.dclaw.kinematics import Kinematics
@@ -546,8 +547,7 @@ def test_torque_is_off_after_close_and_after_an_exception(claw: EmulatedClaw) ->
 
 
 SCRIPT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process begins without
+import sys
 from pathlib import Path
 import numpy as np
 from r3l.hardware.dclaw.rig import read_rig
@@ -603,7 +603,13 @@ def test_torque_is_off_at_once_after_sigterm_though_a_thread_drives_on(claw: Emu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_torque_is_off_after_a_signal(claw: EmulatedClaw, number: int, tmp_path: Path) -> None:
     write_rig(tmp_path / "rig.toml", claw.rig)
-    command = [sys.executable, "-c", SCRIPT.format(begin="claw.connect()"), str(tmp_path / "rig.toml")]
+    command = [
+        *WITH_DEFAULT_SIGNALS,
+        sys.executable,
+        "-c",
+        SCRIPT.format(begin="claw.connect()"),
+        str(tmp_path / "rig.toml"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "moving\n"
@@ -615,7 +621,13 @@ def test_torque_is_off_after_a_signal(claw: EmulatedClaw, number: int, tmp_path:
 
 def test_after_a_kill_servos_hold_until_another_process_relaxes_them(claw: EmulatedClaw, tmp_path: Path) -> None:
     write_rig(tmp_path / "rig.toml", claw.rig)
-    command = [sys.executable, "-c", SCRIPT.format(begin="claw.connect()"), str(tmp_path / "rig.toml")]
+    command = [
+        *WITH_DEFAULT_SIGNALS,
+        sys.executable,
+        "-c",
+        SCRIPT.format(begin="claw.connect()"),
+        str(tmp_path / "rig.toml"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "moving\n"

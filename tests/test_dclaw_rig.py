@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from emulated import REST_RAD, EmulatedClaw
 
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.cli.main import main
 from r3l.config.errors import UserError
 from r3l.hardware.dclaw.calibrate import calibrate
@@ -266,10 +267,7 @@ SIGNALS = [
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_wiggle_that_is_broken_off_leaves_no_torque(claw: EmulatedClaw, rig_file: Path, number: int) -> None:
-    script = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from r3l.cli.main import main"
-    )
-    command = [sys.executable, "-c", f"{script}; sys.exit(main())", "doctor", str(rig_file), "--wiggle"]
+    command = [*WITH_DEFAULT_SIGNALS, sys.executable, "-m", "r3l", "doctor", str(rig_file), "--wiggle"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until_s = time.monotonic() + 60
         while claw.has_torque != {True} and time.monotonic() < until_s:

@@ -16,6 +16,7 @@ from conftest import RunMaker, tiny
 from emulated import EmulatedClaw
 
 from benchmarks.night import QUICK, SMALL, Night
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.config.schema import Check, ChecksConfig
 from r3l.hardware.dclaw.rig import write_rig
 from r3l.hardware.dynamixel.control_table import HardwareError
@@ -136,7 +137,18 @@ def test_policies_on_the_hand_end_without_torque(
     run = make_run(tmp_path / "run", tiny(steps=60))
     assert train(run)
     write_rig(tmp_path / "rig.toml", claw.rig)
-    command = [sys.executable, "-m", "r3l", *words, str(run.folder), "--robot", "dclaw", "--rig", "rig.toml"]
+    command = [
+        *WITH_DEFAULT_SIGNALS,
+        sys.executable,
+        "-m",
+        "r3l",
+        *words,
+        str(run.folder),
+        "--robot",
+        "dclaw",
+        "--rig",
+        "rig.toml",
+    ]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -16,6 +16,7 @@ from dynamixel_sdk import GroupBulkRead, GroupSyncRead, GroupSyncWrite, PacketHa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.cli import main as cli
 from r3l.hardware.dynamixel import protocol
 from r3l.hardware.dynamixel.bus import Bus
@@ -373,7 +374,7 @@ def test_a_command_that_makes_no_sense_is_one_line(
 
 def test_r3l_emulate_is_found_unplugged_and_ended_by_signals(tmp_path: Path) -> None:
     link = tmp_path / "port"
-    command = [sys.executable, "-m", "r3l", "emulate", "--ids", "5", "6", "--link", str(link)]
+    command = [*WITH_DEFAULT_SIGNALS, sys.executable, "-m", "r3l", "emulate", "--ids", "5", "6", "--link", str(link)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from conftest import RunMaker, make_row, tiny
 
+from benchmarks.running import WITH_DEFAULT_SIGNALS
 from r3l.cli import status
 from r3l.cli.status import collect, describe, show
 from r3l.cli.status_page import render
@@ -571,7 +572,7 @@ def test_watching_as_json_prints_a_line_each_second(
 
 def watch(run: Run, output: Any) -> subprocess.Popen[bytes]:
     code = "import sys; from r3l.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "status", str(run.folder), "--watch"]
+    command = [*WITH_DEFAULT_SIGNALS, sys.executable, "-c", code, "status", str(run.folder), "--watch"]
     return subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE)
 
 
