@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from r3l.task.registry import load_robot, load_task
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("r3l", "hardware", "tasks") for path in (ROOT / folder).rglob("*.py"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKED_IN_THE_CORE = ("pybullet", "pybullet_utils", "serial", "cv2", "dynamixel_sdk", "starlette", "uvicorn")
 PICKLES = ("pickle", "cPickle", "dill", "joblib", "shelve", "marshal")
 IMPORT_ALL = """
@@ -110,6 +112,12 @@ def test_a_missing_simulator_is_named_with_its_distribution(monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "r3l.hardware.twin", raising=False)
     with pytest.raises(UserError, match=f"needs the package 'pybullet', .* pip install {PYBULLET}$"):
         load_robot("twin", task)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_every_link_of_a_document_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_core_imports_no_driver_no_simulator_and_no_web() -> None:
