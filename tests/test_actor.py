@@ -276,7 +276,7 @@ def test_torque_is_off_after_an_exception_in_the_loop(
     tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
     robot = Breaking(from_task(Valve()), at=at, after=after)
-    monkeypatch.setattr("r3l.training.sync.robot_of", lambda config, rig: robot)
+    monkeypatch.setattr("r3l.training.parts.robot_of", lambda config, rig: robot)
     run = make_run(tmp_path / "run", tiny())
     with pytest.raises(RobotError, match=f"{at} failed"):
         train(run)

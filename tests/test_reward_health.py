@@ -16,7 +16,7 @@ from torch import Tensor
 
 from r3l.config.schema import Config, HealthConfig
 from r3l.learner.learner import Learner
-from r3l.learner.reward_health import Check, ailments, check
+from r3l.learner.reward_health import Check, check, problems
 from r3l.models.classifier import Classifier
 from r3l.models.vae import VAE
 from r3l.robot.base import SimulatedRobot
@@ -58,10 +58,10 @@ def test_a_check_measures_scores_in_closed_form() -> None:
         ({"held_out": 0.0, "elsewhere": 0.0, "auc": 0.5}, 0.7, {"ranking", "score"}),
     ],
 )
-def test_ailments_are_named_beyond_their_thresholds_alone(
+def test_problems_are_named_beyond_their_thresholds_alone(
     changes: dict[str, float], best: float, expected: set[str]
 ) -> None:
-    assert set(ailments(replace(WELL, **changes), best, HEALTH)) == expected
+    assert set(problems(replace(WELL, **changes), best, HEALTH)) == expected
 
 
 @pytest.fixture

@@ -34,8 +34,7 @@ from r3l.run.directory import Run
 from r3l.run.jsonl import read_jsonl
 from r3l.run.truth import read_truth
 from r3l.tasks.valve import Valve, ValveScene
-from r3l.training.learner_loop import FailedError
-from r3l.training.sync import train
+from r3l.training.sync import FailedError, train
 
 TRUTH: dict[str, tuple[Any, str]] = {
     "truth": (Twin, "truth"),
@@ -68,13 +67,13 @@ train(Run.open(Path(sys.argv[1])))
 KILLED_AT_CHECKPOINT = """
 import os, signal, sys
 from pathlib import Path
-import r3l.training.sync
+import r3l.training.learner_loop, r3l.training.sync
 from r3l.run.directory import Run
-save = r3l.training.sync.save_checkpoint
+save = r3l.training.learner_loop.save_checkpoint
 def save_and_die(*args, **options):
     save(*args, **options)
     os.kill(os.getpid(), signal.SIGKILL)
-r3l.training.sync.save_checkpoint = save_and_die
+r3l.training.learner_loop.save_checkpoint = save_and_die
 r3l.training.sync.train(Run.open(Path(sys.argv[1])))
 """
 COMMAND = "import sys; from r3l.cli.main import main; sys.exit(main())"

@@ -48,9 +48,9 @@ class Actor:
         self.policies, _ = build_policies(CONFIG, spec, CPU)
         self.weights = Subscription(path, CONFIG, spec, CPU, self.warnings.append)
 
-    def look(self) -> int:
-        """Look for newer weights, take them up, and return the version that acts."""
-        self.weights._look()
+    def poll(self) -> int:
+        """Read newer weights, take them up, and return the version that acts."""
+        self.weights._poll()
         self.weights.update(self.policies)
         return self.weights.version
 
@@ -75,7 +75,7 @@ def test_what_is_published_is_read_and_acts(actor: Actor, good: Tensors, spec: R
     assert (found.version, found.step) == (3, 70)
     assert found.tensors.keys() == good.keys()
     assert all(torch.equal(found.tensors[name], good[name]) for name in good)
-    assert actor.look() == 3
+    assert actor.poll() == 3
     assert act(actor.policies, spec) == act(learner.policies(), spec) != before
     assert actor.warnings == []
 
@@ -85,13 +85,13 @@ def test_a_flipped_bit_leaves_the_last_good_weights_acting(
     actor: Actor, good: Tensors, spec: RobotSpec, at: str
 ) -> None:
     publish(actor.path, good, version=1, step=70)
-    actor.look()
+    actor.poll()
     before = act(actor.policies, spec)
     publish(actor.path, {name: tensor + 1 for name, tensor in good.items()}, version=2, step=80)
     content = bytearray(actor.path.read_bytes())
     content[{"header": 20, "middle": len(content) // 2, "end": len(content) - 2}[at]] ^= 4
     actor.path.write_bytes(content)
-    assert actor.look() == 1
+    assert actor.poll() == 1
     assert act(actor.policies, spec) == before
     (warning,) = actor.warnings
     assert warning.endswith("the last good weights act on")
@@ -103,7 +103,7 @@ def test_a_truncated_file_is_not_taken_up(actor: Actor, good: Tensors, length: i
     publish(actor.path, good, version=1, step=70)
     content = actor.path.read_bytes()
     actor.path.write_bytes(content[:length])
-    assert actor.look() == 0
+    assert actor.poll() == 0
     assert len(actor.warnings) == 1
 
 
@@ -134,23 +134,23 @@ def test_weights_that_are_whole_but_no_good_are_not_taken_up(
     actor: Actor, good: Tensors, spec: RobotSpec, how: str
 ) -> None:
     publish(actor.path, good, version=1, step=70)
-    actor.look()
+    actor.poll()
     before = act(actor.policies, spec)
     bad = {name: tensor.clone() for name, tensor in good.items()}
     SPOILT[how](bad)
     publish(actor.path, bad, version=2, step=80)
-    assert actor.look() == 1
+    assert actor.poll() == 1
     assert act(actor.policies, spec) == before
     assert len(actor.warnings) == 1
     publish(actor.path, good, version=3, step=90)
-    assert actor.look() == 3, "the next good ones are"
+    assert actor.poll() == 3, "the next good ones are"
 
 
 def test_an_older_version_is_taken_up_after_the_learner_went_back(actor: Actor, good: Tensors) -> None:
     publish(actor.path, good, version=9, step=900)
-    assert actor.look() == 9
+    assert actor.poll() == 9
     publish(actor.path, good, version=4, step=400)
-    assert actor.look() == 4
+    assert actor.poll() == 4
 
 
 def test_a_file_that_cannot_be_weights_is_not_even_read(actor: Actor) -> None:
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_weights_is_not_even_read(actor: Actor) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(CheckpointError, match="larger than"):
         read(actor.path)
-    assert actor.look() == 0
+    assert actor.poll() == 0
 
 
 def test_a_reader_sees_the_old_or_the_new(tmp_path: Path, good: Tensors, spec: RobotSpec) -> None:
@@ -184,8 +184,8 @@ def test_a_reader_sees_the_old_or_the_new(tmp_path: Path, good: Tensors, spec: R
 @pytest.mark.parametrize("missing", ["version", "step", "sha256"])
 def test_weights_that_do_not_say_what_they_are_are_not_taken_up(actor: Actor, good: Tensors, missing: str) -> None:
     publish(actor.path, good, version=3, step=70)
-    assert actor.look() == 3
+    assert actor.poll() == 3
     meta = {name: "4" for name in ("version", "step", "sha256") if name != missing}
     actor.path.write_bytes(save({name: tensor.contiguous() for name, tensor in good.items()}, meta))
-    assert actor.look() == 3
+    assert actor.poll() == 3
     assert "act on" in actor.warnings[-1]

@@ -14,8 +14,8 @@ from conftest import TINY, RunMaker, stored, tiny
 from test_sync import TRUTH, forbid
 
 from r3l.run.directory import Run
-from r3l.training.actor_loop import ActorProcess
-from r3l.training.learner_loop import LearnerProcess
+from r3l.training.actor_loop import act
+from r3l.training.learner_loop import learn
 from r3l.training.shared_status import SharedStatus, State, Wanted
 
 QUICK = replace(TINY.supervision, lead_steps=8, publish_every_s=0.05)
@@ -26,16 +26,8 @@ def pair(run: Run) -> Iterator[tuple[SharedStatus, list[Future[None]]]]:
     """Run both on threads, without a supervisor; leaving stops them."""
     shared = SharedStatus.create(run.shared)
 
-    def act() -> None:
-        with ActorProcess(run, shared, lambda: False) as actor:
-            actor.run()
-
-    def learn() -> None:
-        with LearnerProcess(run, shared, lambda: False) as learner:
-            learner.work()
-
     with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(act), threads.submit(learn)]
+        both = [threads.submit(each, run, shared, lambda: False) for each in (act, learn)]
         try:
             yield shared, both
         finally:

@@ -17,9 +17,9 @@ from r3l.run.goals import Goals, joined, load_goals
 from r3l.task.base import Task
 from r3l.task.registry import load_robot, load_task, varied
 from r3l.training import preflight
-from r3l.training.learner_loop import FailedError
+
 from r3l.training.supervisor import DONE, STOPPED, end_orphans, say, supervise
-from r3l.training.sync import train_locked
+from r3l.training.sync import FailedError, train_locked
 
 FAILED_CODE = 3
 """Exit code of a run that cannot go on; a service does not restart it."""

@@ -1,48 +1,41 @@
-"""Reward health: whether the success classifier still tells success from anything else, and an event when not."""
+"""Reward health: whether the success classifier still ranks goal images above other frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
-from tqdm import tqdm
 
-from r3l.config.schema import Config, HealthConfig
+from r3l.config.schema import HealthConfig
 from r3l.learner.learner import Learner
-from r3l.models.judge import Judge, load_judge
-from r3l.models.networks import channels_first
-from r3l.run.directory import Run
-from r3l.run.goals import Goals
-from r3l.run.jsonl import read_jsonl
-from r3l.run.metrics import MetricsWriter
+from r3l.models.judge import Judge
 
 Scores = NDArray[np.float64]
-REFERENCE, NEWEST = 400, 250
-"""How many frames stand for `anything else`, and how many for what the robot does now."""
+MAX_OTHER, MAX_NEWEST = 400, 250
+"""Frames of exploration, and newest frames, that are scored per check."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One look at the success classifier: probabilities of success, and how well they rank."""
+    """One check of the success classifier: mean probabilities of success, and how well they rank."""
 
     held_out: float
     """Mean over the held-out goal images."""
     elsewhere: float
-    """Mean over frames of exploration, or of perturbation where the replay forgot exploration."""
+    """Mean over frames of exploration, or of perturbation if the replay has none of exploration."""
     auc: float
     average_precision: float
     rewarded: float
-    """Share of the newest frames that score at least half as high as held-out goal images do."""
+    """Share of the newest frames that score at least half of the mean over held-out goal images."""
 
 
 def check(goals: Scores, elsewhere: Scores, newest: Scores) -> Check:
-    """Measure the scores of held-out goal images [N] against those of other frames [M] and of the newest ones [K]."""
+    """Compare the scores of held-out goal images [N] with those of other frames [M] and of the newest frames [K]."""
     labels = np.concatenate([np.ones(len(goals)), np.zeros(len(elsewhere))])
     scores = np.concatenate([goals, elsewhere])
     return Check(
@@ -54,8 +47,8 @@ def check(goals: Scores, elsewhere: Scores, newest: Scores) -> Check:
     )
 
 
-def ailments(found: Check, best_held_out: float, config: HealthConfig) -> dict[str, str]:
-    """Return what is wrong by name, each with its figures and what to do; nothing for a healthy reward."""
+def problems(found: Check, best_held_out: float, config: HealthConfig) -> dict[str, str]:
+    """Return the messages of the limits that a check exceeds, by name; none for a healthy reward."""
     wrong = {}
     advice = "the task policy learns from a wrong reward: look at the goal images, see r3l report"
     if found.auc < config.min_auc:
@@ -78,60 +71,56 @@ def ailments(found: Check, best_held_out: float, config: HealthConfig) -> dict[s
 
 
 class RewardHealth:
-    """Looks at the success classifier now and then; says so once when something goes wrong, and when it is over.
+    """Checks the success classifier. Each problem is told once when it begins and once when it is over.
 
-    Draws no random number, so that looking changes nothing.
+    A check draws no random number, so that it changes no weight.
     """
 
     def __init__(
-        self,
-        learner: Learner,
-        held_out: Tensor,
-        config: HealthConfig,
-        on_event: Callable[[str, str], None],
+        self, learner: Learner, held_out: Tensor, config: HealthConfig, tell: Callable[[str, str], None]
     ) -> None:
-        """Watch `learner` with the held-out goal images: uint8 [N, 3, H, W]."""
-        self._learner, self._held_out, self._config, self._on_event = learner, held_out, config, on_event
+        """Check `learner` with held-out goal images, uint8 [N, 3, H, W]; `tell(kind, message)` writes an event."""
+        self._learner, self._held_out, self._config, self._tell = learner, held_out, config, tell
         self._best = 0.0
         self._was_well = False
         self._wrong: set[str] = set()
 
     def recall(self, past: Iterable[Mapping[str, float]]) -> None:
-        """Take up what an earlier process measured: lines of metrics, as `look` returned them, each with its step."""
+        """Continue after the checks of an earlier process: lines of metrics as `measure` returned them, with steps."""
         for line in past:
             found = Check(**{name: line[f"health/{name}"] for name in Check.__dataclass_fields__})
             self._judge(found, line["step"] >= self._config.grace_steps, lambda kind, message: None)
 
     def is_due(self, step: int) -> bool:
-        """Return whether to look at this env step."""
+        """Return whether to check after this env step."""
         every = self._config.check_every
         learns = self._learner.is_pretrained and self._learner.config.reward == "classifier"
         return bool(every) and learns and step % every == 0
 
-    def look(self, judge: Judge | None = None) -> dict[str, float]:
-        """Measure, raise events, return the metrics."""
-        learner = self._learner
-        elsewhere = learner.replay.rows_of("exploration")
-        if not len(elsewhere):
-            elsewhere = learner.replay.rows_of("perturbation")
-        chosen = elsewhere[torch.linspace(0, len(elsewhere) - 1, min(REFERENCE, len(elsewhere))).long()]
-        newest = learner.replay.newest(NEWEST)
+    def measure(self, judge: Judge | None = None) -> dict[str, float]:
+        """Check the classifier, tell what changed, and return the metrics."""
+        learner, replay = self._learner, self._learner.replay
+        rows = replay.rows_of("exploration")
+        if not len(rows):
+            rows = replay.rows_of("perturbation")
+        others = rows[torch.linspace(0, len(rows) - 1, min(MAX_OTHER, len(rows))).long()]
+        newest = replay.newest(MAX_NEWEST)
         found = check(
             _array(learner.success_of_images(self._held_out)),
-            _array(learner.rewards.success(chosen)),
+            _array(learner.rewards.success(others)),
             _array(learner.rewards.success(newest)),
         )
         had_time = learner.updates >= self._config.grace_steps * learner.config.update_ratio
-        self._judge(found, had_time, self._on_event)
+        self._judge(found, had_time, self._tell)
         metrics = {f"health/{name}": value for name, value in vars(found).items()}
         if judge is not None:
-            metrics["health/judged_success"] = float(judge.accepts(learner.replay.images[newest]).float().mean())
+            metrics["health/judged_success"] = float(judge.accepts(replay.images[newest]).float().mean())
         return metrics
 
     def _judge(self, found: Check, had_time: bool, tell: Callable[[str, str], None]) -> None:
-        """Tell what began to be wrong and what is over, once the reward was well or had its time to become so."""
+        """Tell which problems began and which are over, once the reward was healthy or had its time to become so."""
         self._best = max(self._best, found.held_out)
-        wrong = ailments(found, self._best, self._config)
+        wrong = problems(found, self._best, self._config)
         self._was_well |= not wrong
         if not (self._was_well or had_time):
             return
@@ -143,36 +132,5 @@ class RewardHealth:
 
 
 def _array(scores: Tensor) -> Scores:
-    found: Scores = scores.cpu().numpy().astype(np.float64)
-    return found
-
-
-class Learning(Protocol):
-    """What learns, in whatever process."""
-
-    run: Run
-    config: Config
-    goals: Goals
-    learner: Learner
-
-
-class Health:
-    """Watches a run: looks after the learned reward, and tells the run's events when it drifts."""
-
-    def __init__(self, training: Learning, metrics: MetricsWriter) -> None:
-        self._run, self._metrics = training.run, metrics
-        held_out = channels_first(training.goals.held_out)
-        self._health = RewardHealth(training.learner, held_out, training.config.health, self._tell)
-        self._health.recall(line for line in read_jsonl(training.run.metrics) if "health/auc" in line)
-
-    def on_step(self, step: int) -> None:
-        """Look when it is time."""
-        if self._health.is_due(step):
-            self._metrics.write(step, self._health.look(load_judge(self._run)))
-
-    def on_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Nothing to keep."""
-
-    def _tell(self, kind: str, message: str) -> None:
-        self._run.event(kind, message)
-        tqdm.write(f"{kind}: {message}")
+    array: Scores = scores.cpu().numpy().astype(np.float64)
+    return array

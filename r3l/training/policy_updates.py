@@ -1,4 +1,4 @@
-"""TODO r3l/training/policy_updates.py."""
+"""Policy updates: the weights that act, on their way from the learner process to the actor process."""
 
 from __future__ import annotations
 
@@ -12,41 +12,64 @@ import torch
 from r3l.config.schema import Config
 from r3l.models.policy import Policies, load_policies
 from r3l.robot.base import RobotSpec
-from r3l.run.tensors import CheckpointError
-from r3l.run.weights import POLL_S, digest, read
+from r3l.run.tensors import CheckpointError, Tensors
+from r3l.run.weights import POLL_S, digest, publish, read
+from r3l.training.timer import Timer
+
+
+class Publication:
+    """Publishes the weights that act, once per interval."""
+
+    def __init__(self, path: Path, every_s: float) -> None:
+        """Continue from the version at `path`, if there is one."""
+        self._path, self._timer = path, Timer(every_s)
+        try:
+            self.version = read(path).version
+        except CheckpointError:  # none are published yet, or they are damaged and replaced soon
+            self.version = 0
+
+    def is_due(self) -> bool:
+        """Return whether it is time to publish; if so, the next interval starts."""
+        return self._timer.is_due()
+
+    def publish(self, weights: Tensors, step: int) -> None:
+        """Publish weights that have learned from `step` env steps. Raises OSError where the disk takes nothing."""
+        publish(self._path, weights, version=self.version + 1, step=step)
+        self.version += 1
 
 
 class Subscription:
-    """Follows the published weights on a thread of its own, so that reading them never holds the control loop up."""
+    """Reads published weights on a thread of its own, so that reading never delays the control loop."""
 
     def __init__(
         self, path: Path, config: Config, spec: RobotSpec, device: torch.device, warn: Callable[[str], None]
     ) -> None:
+        """Read `path`; `warn` is told of weights that cannot be used."""
         self._path, self._config, self._spec, self._device, self._warn = path, config, spec, device, warn
         self._seen: tuple[int, int] | None = None
         self._encoder = ""
         self._ready: tuple[Policies, int, bool] | None = None
-        self._lock, self._end = threading.Lock(), threading.Event()
+        self._lock, self._is_closed = threading.Lock(), threading.Event()
         self.version = 0
         """The version that acts; 0 before the first."""
         self._thread = threading.Thread(target=self._follow, name="weights", daemon=True)
 
     @property
     def is_ready(self) -> bool:
-        """Whether newer weights wait to be taken up."""
+        """Whether newer weights are read and not yet used."""
         return self._ready is not None
 
     def start(self) -> None:
-        """Look once, now, then keep looking."""
-        self._look()
+        """Read the weights now, then whenever they are replaced."""
+        self._poll()
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking."""
-        self._end.set()
+        """Stop reading."""
+        self._is_closed.set()
 
     def update(self, policies: Policies) -> None:
-        """Let `policies` act with the newest good weights: called between two env steps."""
+        """Let `policies` act with the newest good weights. Call it between two env steps."""
         with self._lock:
             ready, self._ready = self._ready, None
         if ready is not None:
@@ -54,15 +77,16 @@ class Subscription:
             policies.adopt(newest, encoder_changed=encoder_changed)
 
     def _follow(self) -> None:
-        while not self._end.wait(POLL_S):
-            self._look()
+        while not self._is_closed.wait(POLL_S):
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
+        """Read the weights if the file is a new one."""
         try:
             found = os.stat(self._path)
         except OSError:
             return
-        # A file is new when it is another one: a learner that was restarted may count versions from an older one.
+        # The version does not tell: a learner that was restarted may count from an older one.
         identity = (found.st_ino, found.st_mtime_ns)
         if identity == self._seen:
             return

@@ -21,17 +21,15 @@ from threadpoolctl import threadpool_limits
 
 from r3l.config.errors import UserError
 from r3l.config.schema import MANY, Config
-from r3l.learner.learner import Learner
-from r3l.models.networks import channels_first
-from r3l.models.torch_setup import pick_device
 from r3l.robot.base import Robot, SimulatedRobot
 from r3l.robot.env import HOLD_STEPS, RobotEnv
-from r3l.robot.pacing import keeps_real_time, leaves_a_core
+from r3l.robot.pacing import keeps_real_time
 from r3l.robot.safety import make_safe
 from r3l.run.disk_space import GIB, RESERVE_BYTES, Forecast, folder_bytes, forecast, quota_bytes, room_left
 from r3l.run.experience import PHASES, Row
 from r3l.run.goals import Goals, camera_problem
 from r3l.task.base import Task
+from r3l.training.learner_loop import make_learner
 
 PROBE_STEPS = 240
 PROBE_UPDATES, PROBE_S = 20, 4.0
@@ -132,15 +130,8 @@ def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]
 
 def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
     """Return the seconds that one update of the run's learner takes here, measured on a replay of goal images."""
-    images = channels_first(goals.train)
-    learner = Learner(
-        replace(config, replay_capacity=max(len(images), 16)),
-        robot.spec,
-        images,
-        device=pick_device(config.device),
-        true_reward=task.true_reward if config.reads_truth else None,
-        overlaps=leaves_a_core(config, robot),
-    )
+    capacity = max(len(goals.train), 16)
+    learner = make_learner(replace(config, replay_capacity=capacity), task, robot, goals)
     replay = learner.replay
     joints, diagnostic = np.zeros(len(robot.spec.joints), np.float32), np.zeros(len(robot.spec.diagnostic), np.float32)
     rows = [

@@ -1,4 +1,4 @@
-"""The board: a small file that the processes of a run share in memory, so that each knows how the others are."""
+"""Status: the numbers that the loops of a run report; in a small file in shared memory where they are processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from r3l.robot.observation_checks import CHECKS
 
 
 class Wanted(IntEnum):
-    """What people or the supervisor want the robot to do; the actor looks before each env step."""
+    """What people or the supervisor want the robot to do. The actor reads it before each env step."""
 
     RUN = 0
     PAUSE = 1
@@ -39,17 +39,17 @@ class State(IntEnum):
     RELAXED = 4
     """People relaxed the robot."""
     WAITING_FOR_LEARNER = 5
-    """The actor is ahead by more than it may, or the learner has not loaded yet."""
+    """The actor is ahead by the max number of steps, or the learner is still loading."""
     WAITING_FOR_WEIGHTS = 6
     """Exploration is over and no policy is published yet."""
     LEARNER_AWAY = 7
-    """The learner made no progress for longer than the actor goes on alone."""
+    """The learner made no progress for supervision.learner_away_s."""
     DISK_FULL = 8
     """Observations cannot be written."""
     CHECK_FAILED = 9
     """An observation failed a check that pauses."""
     STUCK = 10
-    """The object no longer moves, whatever was tried."""
+    """The object no longer moves, after every attempt to free it."""
     LOADING = 11
     """The learner rebuilds its replay."""
     PRETRAINING = 12
@@ -57,7 +57,7 @@ class State(IntEnum):
     WAITING_FOR_STEPS = 14
     """The learner has made every update that is owed."""
     ENDED = 15
-    """The process has done what it was there for."""
+    """The process has done its work."""
 
 
 PROCESSES = ("actor", "learner")
@@ -95,55 +95,17 @@ SLOTS = (
     "learner.pretrained_share",
     *(f"check.{name}" for name in CHECKS),
 )
-"""Every number on the board."""
+"""The name of each number."""
 MAGIC = hashlib.sha256(",".join(SLOTS).encode()).digest()[:16]
 SIZE = 4096
+INDEX = {slot: index for index, slot in enumerate(SLOTS)}
 
 
-class SharedStatus:
-    """Numbers by name, in a file that is mapped into memory: a write is seen at once and costs no system call.
+class Status:
+    """The state, progress and counters of a run's loops: numbers by name. Each slot has one writer."""
 
-    One process writes a slot; all may read. Each number is one aligned word, so none is ever seen half written.
-    """
-
-    def __init__(self, path: Path, *, writable: bool = True) -> None:
-        """Map an existing board.
-
-        Raises:
-            OSError: there is none.
-            ValueError: it is not of this r3l.
-        """
-        descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-        try:
-            if os.fstat(descriptor).st_size != SIZE:
-                raise ValueError(f"{path} is not a board of this r3l; the next r3l train --resume makes it anew")
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._memory = mmap.mmap(descriptor, SIZE, access=access)
-        finally:
-            os.close(descriptor)
-        if self._memory[: len(MAGIC)] != MAGIC:
-            raise ValueError(f"{path} is not a board of this r3l; the next r3l train --resume makes it anew")
-        self._values = np.frombuffer(self._memory, np.float64, len(SLOTS), len(MAGIC))
-
-    @classmethod
-    def create(cls, path: Path) -> Self:
-        """Make a board of zeros in place of any other; its bytes are on the disk, so that a full one cannot hurt."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            file.write(MAGIC.ljust(SIZE, b"\0"))
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        return cls(path)
-
-    @staticmethod
-    def left_wanted(path: Path) -> Wanted:
-        """Return what people wanted of a run whose supervisor died; RUN where it did not, or they wanted nothing."""
-        try:
-            wanted = SharedStatus(path, writable=False).wanted
-        except (OSError, ValueError, OverflowError):
-            return Wanted.RUN
-        return wanted if wanted in (Wanted.PAUSE, Wanted.RELAX) else Wanted.RUN
+    def __init__(self) -> None:
+        self._values = np.zeros(len(SLOTS))
 
     def __getitem__(self, slot: str) -> float:
         return float(self._values[INDEX[slot]])
@@ -152,7 +114,7 @@ class SharedStatus:
         self._values[INDEX[slot]] = value
 
     def add(self, slot: str, value: float = 1.0) -> None:
-        """Count; only the slot's writer may."""
+        """Add to a counter; only the slot's writer may."""
         self._values[INDEX[slot]] += value
 
     @property
@@ -165,4 +127,47 @@ class SharedStatus:
         return State(int(self[f"{process}.state"]))
 
 
-INDEX = {slot: index for index, slot in enumerate(SLOTS)}
+class SharedStatus(Status):
+    """A status in a file that all processes of a run map into memory. A write costs no system call.
+
+    Each number is one aligned word, so that no reader sees a number half written.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = True) -> None:
+        """Map an existing file.
+
+        Raises:
+            OSError: there is none.
+            ValueError: another release of r3l wrote it.
+        """
+        descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        try:
+            if os.fstat(descriptor).st_size != SIZE:
+                raise ValueError(f"{path} is not a board of this r3l; the next r3l train --resume makes it anew")
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            memory = mmap.mmap(descriptor, SIZE, access=access)
+        finally:
+            os.close(descriptor)
+        if memory[: len(MAGIC)] != MAGIC:
+            raise ValueError(f"{path} is not a board of this r3l; the next r3l train --resume makes it anew")
+        self._values = np.frombuffer(memory, np.float64, len(SLOTS), len(MAGIC))
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Write a file of zeros in place of any other, synced to the disk, so that a full disk cannot hurt it later."""
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            file.write(MAGIC.ljust(SIZE, b"\0"))
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+        return cls(path)
+
+    @staticmethod
+    def left_wanted(path: Path) -> Wanted:
+        """Return PAUSE or RELAX where people wanted that of a supervisor that died, else RUN."""
+        try:
+            wanted = SharedStatus(path, writable=False).wanted
+        except (OSError, ValueError, OverflowError):
+            return Wanted.RUN
+        return wanted if wanted in (Wanted.PAUSE, Wanted.RELAX) else Wanted.RUN

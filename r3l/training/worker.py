@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
@@ -69,27 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def act(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     """Be the run's actor."""
-    from r3l.training.actor_loop import ActorProcess, await_room
+    from r3l.training import actor_loop
 
-    shared = begin(run, "actor")
+    status = sign_in(run, "actor")
     sys.setswitchinterval(SWITCH_S)
     if not is_timed(run):
         os.nice(5)  # the learner sets the pace
-    await_room(run, shared, is_cut)
-    with ActorProcess(run, shared, is_cut) as process:
-        process.run()
+    actor_loop.act(run, status, is_cut)
     return ENDED
 
 
 def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     """Be the run's learner."""
-    from r3l.training.learner_loop import LearnerProcess
+    from r3l.training import learner_loop
 
-    shared = begin(run, "learner")
+    status = sign_in(run, "learner")
     if is_timed(run):
         give_way()
-    with LearnerProcess(run, shared, is_cut) as process:
-        process.work()
+    learner_loop.learn(run, status, is_cut)
     return ENDED
 
 
@@ -113,15 +111,12 @@ def give_way() -> None:
 
 
 def evaluate(run: Run, is_cut: Callable[[], bool], step: int) -> int:
-    """Evaluate published weights in a simulated robot of this process, for the success curve."""
-    from r3l.evaluation.curve import evaluate_snapshot, make_evaluator
+    """Evaluate the snapshot of `step` for the success curve, in a simulated robot of this process."""
+    from r3l.evaluation.curve import SuccessCurve
 
     os.nice(10)
-    evaluator = make_evaluator(run)
-    try:
-        evaluate_snapshot(run, step, evaluator)
-    finally:
-        evaluator.close()
+    with closing(SuccessCurve(run)) as curve:
+        curve.evaluate(step)
     return ENDED
 
 
@@ -142,14 +137,14 @@ def relax(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     return ENDED
 
 
-def begin(run: Run, role: str) -> SharedStatus:
-    """Sign in on the run's board."""
-    shared = SharedStatus(run.shared)
-    shared[f"{role}.ready"] = 0
-    shared[f"{role}.pid"] = os.getpid()
-    shared[f"{role}.state"] = State.STARTING
-    shared.add(f"{role}.progress")
-    return shared
+def sign_in(run: Run, role: str) -> SharedStatus:
+    """Return the run's status, in which this process has said that it starts."""
+    status = SharedStatus(run.shared)
+    status[f"{role}.ready"] = 0
+    status[f"{role}.pid"] = os.getpid()
+    status[f"{role}.state"] = State.STARTING
+    status.add(f"{role}.progress")
+    return status
 
 
 ROLES: dict[str, Callable[[Run, Callable[[], bool], int], int]] = {

@@ -1,0 +1,84 @@
+"""The learner process as the actor process knows it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from r3l.models.policy import Policies
+from r3l.robot.pacing import keeps_real_time
+from r3l.training.parts import Parts
+from r3l.training.policy_updates import Subscription
+from r3l.training.shared_status import State
+
+MAX_UPDATE_GAP_S = 1.0
+"""In real time the actor does not wait for a learner that made no update for longer: it re-encodes or is gone."""
+
+
+class LearnerLink:
+    """Takes up the learner's newest weights, and says whether the actor must wait for the learner."""
+
+    def __init__(self, parts: Parts, policies: Policies) -> None:
+        """`policies` act with the weights that the learner publishes."""
+        self._status, self._config, self._policies = parts.status, parts.config, policies
+        self._keeps_real_time = keeps_real_time(parts.config, parts.robot)
+        self._weights = Subscription(
+            parts.run.acting_weights,
+            parts.config,
+            parts.robot.spec,
+            torch.device("cpu"),
+            lambda message: parts.tell("weights", message),
+        )
+        self._counts: dict[str, tuple[float, float]] = {}
+        """The value of a counter in the status, and when it changed last, s."""
+
+    def start(self) -> None:
+        """Begin to follow the published weights."""
+        self._weights.start()
+
+    def close(self) -> None:
+        """Stop following."""
+        self._weights.close()
+
+    @property
+    def version(self) -> int:
+        """The version of the weights that act; 0 before the first."""
+        return self._weights.version
+
+    def update_policies(self) -> None:
+        """Let the policies act with the newest weights."""
+        self._weights.update(self._policies)
+
+    def hold(self, steps: int, *, in_episode: bool) -> State | None:
+        """Return why the actor must wait for the learner after `steps` env steps; None where it may act."""
+        has_explored = steps >= self._config.phases.exploration_steps
+        if has_explored and not self.version and not self._weights.is_ready:
+            return State.WAITING_FOR_WEIGHTS
+        if self._idle_s("learner.progress") > self._config.supervision.learner_away_s:
+            return State.LEARNER_AWAY
+        if has_explored and self._is_ahead(steps, in_episode):
+            return State.WAITING_FOR_LEARNER
+        return None
+
+    def _is_ahead(self, steps: int, in_episode: bool) -> bool:
+        """Return whether the learner's updates must catch up first.
+
+        In real time the actor waits only between two episodes, and only for a learner that makes updates.
+        """
+        is_ready = bool(self._status["learner.ready"])
+        if self._keeps_real_time:
+            is_away = not is_ready or self._idle_s("learner.updates") > MAX_UPDATE_GAP_S
+            if is_away or in_episode:
+                return False
+        if not self._config.update_ratio:
+            return False
+        learned = self._config.phases.exploration_steps + self._status["learner.updates"] / self._config.update_ratio
+        return not is_ready or steps >= learned + self._config.supervision.lead_steps
+
+    def _idle_s(self, slot: str) -> float:
+        """Return the seconds since a counter in the status changed."""
+        count, now = self._status[slot], time.monotonic()
+        if count != self._counts.get(slot, (-1.0, now))[0]:
+            self._counts[slot] = (count, now)
+        return now - self._counts[slot][1]
