@@ -430,7 +430,7 @@ GO_ON = """
 import sys
 from pathlib import Path
 import torch
-from r3l.run import Run
+from r3l.run.directory import Run
 from r3l.training.sync import train
 torch.set_num_threads(1)
 torch.manual_seed(1234)
