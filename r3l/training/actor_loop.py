@@ -136,7 +136,7 @@ class ActorLoop:
 
     def begin(self) -> None:
         """Connect the robot, and continue in the saved world, if there is one."""
-        self._env.reset()
+        self._env.observe()
         if self._own.world is not None and self._own.world.restore():
             self._robot.forget()
         if self._own.learner is not None:
