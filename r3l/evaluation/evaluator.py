@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ class Evaluator:
         self._env.observe()
 
     def run(
-        self, behaviour: Behaviour, *, count: int = STARTS, seed: int = 0, on_episode: Callable[[], None] = lambda: None
+        self,
+        behaviour: Behaviour,
+        *,
+        count: int = STARTS,
+        seed: int = 0,
+        on_episode: Callable[[], object] = lambda: None,
     ) -> list[EvaluatedEpisode]:
         """Run `count` episodes; the same seed gives the same starts and finger poses."""
         rng = np.random.default_rng((seed, POSE_SEED))
@@ -77,27 +83,21 @@ def evaluate_run(
     behaviours: dict[str, Behaviour] = {"policy": TaskPolicy(policies)}
     if baselines:
         untrained = load_policies(config, robot.spec, run.read_weights(0), torch.device("cpu"))
-        behaviours |= {
-            "untrained": TaskPolicy(untrained),
-            "do-nothing": DoNothing(),
-            "random": RandomPolicy(seed),
-        }
+        behaviours |= {"untrained": TaskPolicy(untrained), "do-nothing": DoNothing(), "random": RandomPolicy(seed)}
     judge = load_judge(run)
     found: dict[str, Any] = {"run": run.folder.name, "task": task.name, "step": step, "unit": task.error_unit}
-    evaluator = Evaluator(task, robot)
-    try:
-        with progress_bar("evaluate", "episode", count * len(behaviours)) as bar:
-            for name, behaviour in behaviours.items():
-                episodes = evaluator.run(behaviour, count=count, seed=seed, on_episode=lambda: bar.update() and None)
-                judged = verdicts(judge, episodes) if judge else None
-                found[name] = summarise(episodes, judged, task.other_thresholds)
-                if name == "policy":
-                    learned = episodes
-    finally:
-        evaluator.close()
+    episodes: dict[str, list[EvaluatedEpisode]] = {}
+    with (
+        closing(Evaluator(task, robot)) as evaluator,
+        progress_bar("evaluate", "episode", count * len(behaviours)) as bar,
+    ):
+        for name, behaviour in behaviours.items():
+            episodes[name] = evaluator.run(behaviour, count=count, seed=seed, on_episode=bar.update)
+            judged = verdicts(judge, episodes[name]) if judge else None
+            found[name] = summarise(episodes[name], judged, task.other_thresholds)
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "evaluation.json", json.dumps(found, indent=2).encode())
-    for index, episode in enumerate(learned):
+    for index, episode in enumerate(episodes["policy"]):
         write_film(out / f"film-{index:02d}.png", episode)
     print_evaluation(found, list(behaviours))
     print(f"figures: {out / 'evaluation.json'}; films beside them")

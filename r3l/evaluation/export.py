@@ -15,6 +15,7 @@ from r3l.config.errors import UserError
 from r3l.config.schema import Config
 from r3l.models.policy import load_policies
 from r3l.robot.base import CameraSpec, FloatArray, Image, Joint, RobotSpec
+from r3l.robot.joint_units import JointUnits
 from r3l.run.tensors import CheckpointError, Tensors, load_tensors, save_tensors
 
 FORMAT_VERSION = 1
@@ -46,8 +47,7 @@ class ExportedPolicy:
     def __init__(self, exported: Exported) -> None:
         self.spec, self.max_step_rad = exported.spec, exported.max_step_rad
         self._policies = load_policies(exported.config, exported.spec, exported.weights, torch.device("cpu"))
-        self._centre = (self.spec.upper_rad + self.spec.lower_rad) / 2
-        self._half = (self.spec.upper_rad - self.spec.lower_rad) / 2
+        self._units = JointUnits(self.spec)
         self._target_rad: FloatArray | None = None
 
     def begin(self) -> None:
@@ -69,19 +69,16 @@ class ExportedPolicy:
         shape = (self.spec.camera.height, self.spec.camera.width, 3)
         if image.shape != shape or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 {list(shape)}")
-        if joints.shape != self._half.shape or not np.isfinite(joints).all():
-            raise ValueError(f"joint_rad is {joints}, expected {len(self._half)} finite values in rad")
+        if joints.shape != (len(self.spec.joints),) or not np.isfinite(joints).all():
+            raise ValueError(f"joint_rad is {joints}, expected {len(self.spec.joints)} finite values in rad")
         if self._target_rad is None:
             self._target_rad = joints
-        applied = np.clip(self._units(self._target_rad), -1, 1)
-        self._policies.see(image, np.clip(self._units(joints), -1.5, 1.5), applied, np.zeros(0, np.float32))
-        asked = self._centre + np.clip(self._policies.act("task"), -1, 1) * self._half
+        applied = self._units.commanded(self._target_rad)
+        self._policies.see(image, self._units.measured(joints), applied, np.zeros(0, np.float32))
+        asked = self._units.to_rad(self._policies.act("task"))
         low, high = self._target_rad - self.max_step_rad, self._target_rad + self.max_step_rad
         self._target_rad = np.clip(asked, low, high).astype(np.float32)
         return self._target_rad.copy()
-
-    def _units(self, joint_rad: FloatArray) -> FloatArray:
-        return ((joint_rad - self._centre) / self._half).astype(np.float32)
 
 
 def export(exported: Exported, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +41,14 @@ def film(run: Run, steps: Sequence[int], path: Path, *, starts: int = 3, seed: i
     if not isinstance(robot, SimulatedRobot):
         raise UserError(f"robot {run.config.robot!r} is not simulated: film it with a camera")
     columns: list[Frames] = []
-    evaluator = Evaluator(task, robot)
-    try:
-        with progress_bar("film", "episode", starts * len(steps)) as bar:
-            for step in steps:
-                policies = load_policies(run.config, robot.spec, run.read_weights(step), torch.device("cpu"))
-                shots: Frames = []
-                robot.on_period = lambda time_s, truth, shots=shots: shots.append(robot.view(SIDE))
-                evaluator.run(TaskPolicy(policies), count=starts, seed=seed, on_episode=lambda: bar.update() and None)
-                columns.append(with_pauses(shots, len(shots) // starts))
-    finally:
-        evaluator.close()
+    bar = progress_bar("film", "episode", starts * len(steps))
+    with closing(Evaluator(task, robot)) as evaluator, bar:
+        for step in steps:
+            policies = load_policies(run.config, robot.spec, run.read_weights(step), torch.device("cpu"))
+            shots: Frames = []
+            robot.on_period = lambda time_s, truth, shots=shots: shots.append(robot.view(SIDE))
+            evaluator.run(TaskPolicy(policies), count=starts, seed=seed, on_episode=bar.update)
+            columns.append(with_pauses(shots, len(shots) // starts))
     write_file(path, encode(compose(columns, captions(steps)), 1 / task.rig.control_hz))
     return path
 
