@@ -164,7 +164,7 @@ def test_homing_begins_a_segment_and_is_not_stored(benches: Callable[..., Bench]
     is_first = np.array([row.step == 0 for row in rows])
     assert np.diff(times)[~is_first[1:]] == pytest.approx(0.1)
     assert np.diff(times)[is_first[1:]] == pytest.approx(0.1 * SETTINGS.homing_steps)
-    home = bench.env.normalise(Valve().rig.home_rad)
+    home = bench.env.units.commanded(Valve().rig.home_rad)
     firsts = [row for row in rows if row.step == 0]
     before = [rows[index - 1] for index in np.flatnonzero(is_first)[1:]]
     assert all(

@@ -160,7 +160,7 @@ def test_the_frame_rate_is_the_rigs_control_rate() -> None:
 
 def test_what_safety_limits_shows_in_what_was_applied(env: RobotEnv) -> None:
     env.reset()
-    before = env.normalise(env.robot.observe().joint_rad)
+    before = env.units.measured(env.robot.observe().joint_rad)
     _, _, _, _, info = env.step(np.full(9, 1.0, np.float32))
     half = (env.robot.spec.upper_rad - env.robot.spec.lower_rad) / 2
     assert info["applied"] == pytest.approx(np.minimum(before + 0.25 / half, 1.0), abs=1e-5)

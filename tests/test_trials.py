@@ -166,7 +166,7 @@ def test_a_success_of_the_trial_before_is_undone_first(stage: Rollout, judge: Ju
 def test_a_robot_that_pauses_has_its_trial_made_anew(
     stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.RECHECK_EVERY_S", 0.0)
     robot: Any = stage.robot
     robot.at = dict.fromkeys(range(30, 34), Trouble("warm", "pause", "servo 12 is warm"))
     robot.cannot_relax = True
@@ -179,7 +179,7 @@ def test_a_robot_that_pauses_has_its_trial_made_anew(
 def test_a_robot_that_pauses_before_it_acts_is_waited_for(
     stage: Rollout, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.RECHECK_EVERY_S", 0.0)
     robot: Any = stage.robot
     robot.at = dict.fromkeys(range(robot.looks + 1, robot.looks + 4), Trouble("warm", "pause", "servo 12 is warm"))
     told: list[str] = []
@@ -196,7 +196,7 @@ def test_a_robot_that_pauses_before_it_acts_is_waited_for(
 def test_what_does_not_pass_ends_the_trials_with_the_robot_relaxed(
     goals: Goals, judge: Judge, monkeypatch: pytest.MonkeyPatch, action: Any, message: str
 ) -> None:
-    monkeypatch.setattr("r3l.evaluation.rollout.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("r3l.evaluation.rollout.RECHECK_EVERY_S", 0.0)
     monkeypatch.setattr("r3l.evaluation.rollout.MAX_WAIT_S", 0.05)
     robot = Troubled(from_task(TASK))
     robot.at = dict.fromkeys(range(30, 100_000), Trouble("short", action, message))

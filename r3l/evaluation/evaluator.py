@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from r3l.evaluation.episode import run_episode
 from r3l.evaluation.policies import Behaviour, DoNothing, RandomPolicy, TaskPolicy
 from r3l.evaluation.statistics import EvaluatedEpisode, summarise, verdicts
 from r3l.models.judge import load_judge
@@ -58,16 +59,12 @@ class Evaluator:
         self._env.close()
 
     def _episode(self, behaviour: Behaviour, start: FloatArray) -> EvaluatedEpisode:
-        seen = self._env.observe()
-        behaviour.begin()
-        frames, errors = [seen.observation.image], []
-        for _ in range(self.task.episode_steps):
-            behaviour.see(seen.observation.image, seen.joints, seen.applied, seen.observation.diagnostic)
-            seen = self._env.act(behaviour.choose())
+        frames, errors = [], []
+        for seen, _ in run_episode(self._env, behaviour, self.task.episode_steps):
             frames.append(seen.observation.image)
             truth = self._robot.truth()
             errors.append(truth["error"])
-        return EvaluatedEpisode(start.tolist(), errors, np.stack(frames), self.task.success_error, truth)
+        return EvaluatedEpisode(start.tolist(), errors[1:], np.stack(frames), self.task.success_error, truth)
 
 
 def evaluate_run(

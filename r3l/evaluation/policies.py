@@ -9,7 +9,7 @@ import torch
 
 from r3l.models.policy import Policies
 from r3l.robot.base import FloatArray, Image
-from r3l.robot.env import HOLD_STEPS
+from r3l.robot.env import held_action
 
 
 class Behaviour(Protocol):
@@ -73,8 +73,7 @@ class RandomPolicy:
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
         """Draw a new target when the held one is over."""
-        if self._step % HOLD_STEPS == 0:
-            self._action = self._rng.uniform(-1, 1, applied.shape).astype(np.float32)
+        self._action = held_action(self._step, self._action, len(applied), self._rng)
         self._step += 1
 
     def choose(self) -> FloatArray:

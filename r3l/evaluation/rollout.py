@@ -1,4 +1,4 @@
-"""A stage: a robot on which learned policies act, nothing stored and nothing learned, looked after as in a run."""
+"""Rollouts of policies on any robot, with the checks of a run; nothing is stored or learned."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-import numpy as np
-
 from r3l.config.schema import Config
+from r3l.evaluation.episode import run_episode
 from r3l.evaluation.policies import Behaviour
 from r3l.robot.base import Image, Robot, RobotError
 from r3l.robot.env import RobotEnv
@@ -18,24 +17,24 @@ from r3l.robot.scripted_moves import ScriptedMoves
 from r3l.run.goals import Goals
 from r3l.task.base import Task
 
-LOOK_EVERY_S = 1.0
-"""Between two looks at what pauses the robot."""
+RECHECK_EVERY_S = 1.0
+"""Seconds between two checks of a paused robot."""
 MAX_WAIT_S = 600.0
-"""A pause that is not over after so long ends what was begun."""
+"""Max length of a pause; a longer one ends the rollout."""
 
 
 class Rollout:
     """A robot for episodes of learned policies. Use as a context manager: leaving it relaxes the robot."""
 
     def __init__(self, config: Config, task: Task, robot: Robot, goals: Goals, say: Callable[[str], None]) -> None:
-        """Take a robot that is not yet connected, and the goal images whose background its camera should see.
+        """Take a robot that is not yet connected.
 
         Args:
-            config: of the run whose policies act: its checks, its homing.
-            task: of the run.
+            config: the run's config, with its checks and its moves home.
+            task: the run's task.
             robot: simulated or real.
-            goals: of the run.
-            say: tells people what was found and what is waited for.
+            goals: the run's goal images; the camera should see their background.
+            say: tells people about failed checks and pauses.
         """
         self.config, self.task, self.robot, self._say = config, task, robot, say
         self._safe = make_safe(robot, task.rig, real_time=config.real_time)
@@ -55,52 +54,38 @@ class Rollout:
         self._env.close()
 
     def home(self) -> None:
-        """Move the fingers home, where training does so between episodes."""
+        """Move the fingers home, if training does so between episodes."""
         if self.config.phases.between != "nothing":
             self._moves.home()
 
     def episode(self, behaviour: Behaviour, steps: int) -> list[Image] | None:
-        """Act for so many env steps; return the images seen; None where the robot had to pause: begin anew then.
-
-        What a check leaves out is not shown to the policy, and the action before it is repeated.
+        """Act for `steps` env steps; return the images seen, or None if the robot had to pause: then start again.
 
         Raises:
-            RobotError: what was found wrong does not pass.
+            RobotError: a check fails and does not recover.
         """
-        env, monitor = self._env, self._monitor
-        monitor.forget_time()
-        seen = env.observe()
-        if not monitor.inspect(seen.observation):
-            self._wait()
-            return None
-        behaviour.begin()
-        frames, action = [seen.observation.image], np.zeros(0, np.float32)
-        is_fit = True
-        for _ in range(steps):
-            if is_fit:
-                behaviour.see(seen.observation.image, seen.joints, seen.applied, seen.observation.diagnostic)
-                action = behaviour.choose()
-            seen = env.act(action)
-            is_fit = monitor.inspect(seen.observation)
+        frames: list[Image] = []
+        self._monitor.forget_time()
+        for seen, is_fit in run_episode(self._env, behaviour, steps, self._monitor.inspect):
             if is_fit:
                 frames.append(seen.observation.image)
-            elif monitor.trouble is not None:
+            elif not frames or self._monitor.trouble is not None:
                 self._wait()
                 return None
         return frames
 
     def _wait(self) -> None:
-        """Relax and wait until what pauses the robot is over, if anything does."""
+        """If a check pauses the robot, relax it and wait until the check passes."""
         monitor, until_s = self._monitor, time.monotonic() + MAX_WAIT_S
         if monitor.trouble is None:
             return
         try:
             self._safe.relax()
-        except RobotError as error:  # its adapter may be away, and come back
+        except RobotError as error:  # the adapter may be unplugged, and come back
             self._say(str(error))
         while monitor.trouble is not None:
             if monitor.ends_the_run or time.monotonic() > until_s:
                 raise RobotError(f"{monitor.trouble.message}; the robot is relaxed")
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(RECHECK_EVERY_S)
             monitor.recheck()
-        self._say("over; the episode begins anew")
+        self._say("the check passes again; the episode starts again")

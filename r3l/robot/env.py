@@ -11,11 +11,10 @@ import numpy as np
 from gymnasium import spaces
 
 from r3l.robot.base import FloatArray, Observation
+from r3l.robot.joint_units import MARGIN, JointUnits
 from r3l.robot.safety import SafeRobot
 
 Observed = dict[str, np.ndarray[Any, Any]]
-MARGIN = 0.5
-"""Half ranges that a pushed joint may read beyond its limits; more is clipped."""
 HOLD_STEPS = 3
 """Env steps for which a random action is held; shorter ones cancel out and move nothing."""
 
@@ -52,8 +51,7 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         self.render_mode = render_mode
         spec = robot.spec
         self.metadata = self.metadata | {"render_fps": spec.control_hz}
-        self._centre = (spec.upper_rad + spec.lower_rad) / 2
-        self._half = (spec.upper_rad - spec.lower_rad) / 2
+        self.units = JointUnits(spec)
         size = len(spec.joints)
         self.action_space = spaces.Box(-1, 1, (size,), np.float32)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Gymnasium types Dict as untyped
@@ -72,14 +70,14 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         """Observe without moving; connect the robot the first time. `applied` is the measured pose."""
         self._connect()
         observation = self.robot.observe()
-        self._applied = np.clip(self.normalise(observation.joint_rad), -1, 1)
+        self._applied = self.units.commanded(observation.joint_rad)
         return self._time_step(observation, np.zeros_like(self._applied))
 
     def act(self, action: FloatArray) -> TimeStep:
         """Command absolute joint targets [A] in [-1, 1] and observe the end of the control period."""
         requested = np.asarray(action, np.float32)
-        applied_rad = self.robot.command((self._centre + np.clip(requested, -1, 1) * self._half).astype(np.float32))
-        self._applied = np.clip(self.normalise(applied_rad), -1, 1)
+        applied_rad = self.robot.command(self.units.to_rad(requested))
+        self._applied = self.units.commanded(applied_rad)
         self.on_command()
         return self._time_step(self.robot.observe(), requested)
 
@@ -104,10 +102,6 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         self.robot.close()
         self._is_connected = False
 
-    def normalise(self, joint_rad: FloatArray) -> FloatArray:
-        """Return joint positions in units of their range, [-1, 1] inside the limits."""
-        return ((joint_rad - self._centre) / self._half).astype(np.float32)
-
     def state(self) -> dict[str, Any]:
         """Return, as JSON values, what `restore` needs to continue in the same world."""
         target_rad = self.robot.newest_target
@@ -124,7 +118,7 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
             self._is_connected = True
 
     def _time_step(self, observation: Observation, requested: FloatArray) -> TimeStep:
-        joints = np.clip(self.normalise(observation.joint_rad), -1 - MARGIN, 1 + MARGIN)
+        joints = self.units.measured(observation.joint_rad)
         self.newest = TimeStep(observation, joints, requested, self._applied.copy())
         return self.newest
 
@@ -139,3 +133,8 @@ def packed(step: TimeStep) -> tuple[Observed, dict[str, Any]]:
         "diagnostic": step.observation.diagnostic,
     }
     return observed, info
+
+
+def held_action(step: int, held: FloatArray, joints: int, rng: np.random.Generator) -> FloatArray:
+    """Return a new uniformly random action [A] at every HOLD_STEPS-th step of an episode, otherwise `held`."""
+    return held if step % HOLD_STEPS else rng.uniform(-1, 1, joints).astype(np.float32)

@@ -12,7 +12,7 @@ import torch
 from r3l.config.schema import PhasesConfig
 from r3l.models.policy import Policies
 from r3l.robot.base import FloatArray, Observation
-from r3l.robot.env import HOLD_STEPS, RobotEnv, TimeStep
+from r3l.robot.env import RobotEnv, TimeStep, held_action
 from r3l.run.experience import PHASES, Row
 from r3l.run.tensors import Tensors, under_prefix, with_prefix
 
@@ -181,8 +181,7 @@ class Actor:
     def _choose(self, episode: Episode) -> FloatArray:
         if episode.phase != "exploration":
             return self._policies.act(episode.phase, self.generator)
-        if episode.step % HOLD_STEPS == 0:
-            self._held = self.rng.uniform(-1, 1, self._env.action_space.shape).astype(np.float32)
+        self._held = held_action(episode.step, self._held, len(self._env.robot.spec.joints), self.rng)
         return self._held
 
     def _keep(self, seen: TimeStep, phase: str) -> Row:

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from r3l.config.errors import UserError
 from r3l.config.schema import MANY, Config
 from r3l.robot.base import Robot, SimulatedRobot
-from r3l.robot.env import HOLD_STEPS, RobotEnv
+from r3l.robot.env import RobotEnv, held_action
 from r3l.robot.pacing import keeps_real_time
 from r3l.robot.safety import make_safe
 from r3l.run.disk_space import GIB, RESERVE_BYTES, Forecast, folder_bytes, forecast, quota_bytes, room_left
@@ -118,10 +118,9 @@ def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]
     try:
         env.observe()
         began = time.monotonic()
-        action = np.zeros(env.action_space.shape or (), np.float32)
+        action = np.zeros(0, np.float32)
         for step in range(PROBE_STEPS):
-            if step % HOLD_STEPS == 0:
-                action = rng.uniform(-1, 1, action.shape).astype(np.float32)
+            action = held_action(step, action, len(robot.spec.joints), rng)
             frames.append(env.act(action).observation.image)
         return np.stack(frames), (time.monotonic() - began) / PROBE_STEPS
     finally:
