@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import r3l
 from r3l.config.errors import UserError
-from r3l.evaluation.resets_env import ResetsEnv
+from r3l.evaluation.resets_env import ResetsEnv, make_limited
 from r3l.evaluation.resets_env import make as make_resets
 from r3l.hardware.fake import Fake
 from r3l.robot.base import FloatArray, Robot, RobotError, SimulatedRobot
@@ -83,6 +85,30 @@ def test_the_registered_environment_is_marked_nondeterministic() -> None:
     assert gymnasium.spec("r3l/Valve-v0").nondeterministic
     assert gymnasium.spec("r3l/Valve-v0").max_episode_steps is None
     assert not gymnasium.spec("r3l/Valve-Resets-v0").nondeterministic
+
+
+def printed(code: str) -> list[str]:
+    """Return the words that a Python of its own prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_robots_and_tasks_need_numpy_alone() -> None:
+    tell = "print(*sorted({name.split('.')[0] for name in sys.modules} & {'gymnasium', 'numpy', 'scipy', 'torch'}))"
+    assert printed(f"import sys, r3l.robot, r3l.task; r3l.task.load_task('valve'); {tell}") == ["numpy"]
+
+
+@pytest.mark.parametrize("order", ["r3l, gymnasium", "gymnasium, r3l", "r3l, gymnasium.spaces"])
+def test_environments_are_registered_in_whatever_order_is_imported(order: str) -> None:
+    tell = "from gymnasium import registry; print(*(name for name in registry if name.startswith('r3l/Valve')))"
+    assert printed(f"import {order}; {tell}") == list(NAMES)
+
+
+def test_an_episode_that_resets_has_the_tasks_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Valve, "episode_steps", 3)
+    made = make_limited("valve", "fake")
+    made.reset(seed=0)
+    assert [made.step(made.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+    made.close()
 
 
 def test_spaces_have_the_documented_shapes_and_types(env: RobotEnv) -> None:

@@ -1,4 +1,4 @@
-"""What a robot is, and all that stands between it and a policy."""
+"""Robots: their interface, and everything between a robot and a policy."""
 
 from r3l.robot.base import (
     CameraSettings,

@@ -1,4 +1,4 @@
-"""The one interface that every robot implements: the real rig, the PyBullet twin and the fake."""
+"""The interface that every robot implements, real or simulated."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ from r3l.config.schema import Action
 
 FloatArray = NDArray[np.float32]
 Image = NDArray[np.uint8]
-
-
 Truth = dict[str, float]
-"""Ground truth of a simulated scene by name; `error` is among them."""
-
-
+"""Ground truth of a simulated scene by name; it contains `error`."""
 CameraSettings = dict[str, tuple[float, ...]]
-"""What a camera is set to, by name; what goal images and a run must have in common."""
+"""Settings of a camera by name; goal images and a run must have the same."""
 
 
 class RobotError(ReportedError, RuntimeError):
-    """A robot cannot do what was asked; the message says what, what was expected and the next step."""
+    """A robot cannot do what was asked; the message says what failed, what was expected and the next step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """Size in pixels of the images a robot returns."""
+    """Size in pixels of a robot's images."""
 
     width: int = 64
     height: int = 64
@@ -49,13 +45,13 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What a robot is: its joints in the order of every joint vector, its control rate, its camera."""
+    """A robot's joints, in the order of every joint vector, its control rate and its camera."""
 
     joints: tuple[Joint, ...]
     control_hz: float
     camera: CameraSpec
     diagnostic: tuple[str, ...] = ()
-    """Names of ground-truth values that observations carry: empty but on diagnostic variants of the twin."""
+    """Names of the ground-truth values in observations; empty except on diagnostic variants of the twin."""
 
     @property
     def lower_rad(self) -> FloatArray:
@@ -70,93 +66,93 @@ class RobotSpec:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot sees and feels at the end of a control period."""
+    """The camera image and the joint positions at the end of a control period."""
 
     image: Image
     """[H, W, 3] uint8 RGB."""
     joint_rad: FloatArray
     """[A] float32, rad: measured joint positions."""
     time_s: float
-    """The robot's monotonic clock; simulated seconds on a twin."""
+    """The robot's monotonic clock, s; simulated time on a twin."""
     diagnostic: FloatArray
-    """[D] float32: ground truth, and empty (D = 0) on everything but a diagnostic twin."""
+    """[D] float32: ground truth; D = 0 except on a diagnostic twin."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a robot finds wrong with itself."""
+    """A fault of a robot or of an observation: a robot reports its own, the checks report the others."""
 
     name: str
-    """The same trouble has the same name, a joint's with the joint's."""
+    """The same for the same fault; the fault of a joint has the joint's name in it."""
     action: Action
     message: str
-    """One line: what was found, with its values, and the next step."""
+    """One line: the fault with its values, the limit, the next step."""
 
 
 @dataclass
 class Punctuality:
-    """How commands kept their time."""
+    """Counts of commands by how late they were written."""
 
     commands: int = 0
     on_time: int = 0
-    """Written within 5 ms of their time."""
+    """Commands at most 5 ms late."""
     overruns: int = 0
-    """Later than a quarter of a control period."""
+    """Commands later than a quarter of a control period."""
     worst_late_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """How a robot's actuators feel."""
+    """Temperature, current and voltage of a robot's actuators."""
 
     hottest_c: float
-    """Temperature of the warmest one."""
+    """Max temperature of an actuator."""
     current_a: float
-    """Of the one that draws most."""
+    """Max current of an actuator."""
     voltage_v: float
-    """Of the one that has least."""
+    """Min voltage of an actuator."""
 
 
 class Robot(ABC):
     """A robot with position-controlled joints and one camera.
 
-    A constructor stores, `connect` does I/O, `with` connects and closes. `command` begins a control period,
-    the next `observe` ends it.
+    The constructor stores, `connect` does I/O, `with` connects and closes. `command` begins a control period, the next
+    `observe` ends it.
     """
 
     identical_frames: Literal["never", "at rest", "often"] = "never"
-    """When a working camera gives identical frames: never, since each has its noise; at rest or out of sight; often."""
+    """When a working camera returns identical frames: never (noise), at rest or with no joint in sight, often."""
 
     @property
     @abstractmethod
     def spec(self) -> RobotSpec:
-        """What this robot is; known before `connect`."""
+        """The robot's joints, control rate and camera; known before `connect`."""
 
     @property
     def unwrapped(self) -> Robot:
-        """The innermost robot below all wrappers; the one to ask whether it is a SimulatedRobot."""
+        """The robot below all wrappers; only this one can be a SimulatedRobot."""
         return self
 
     @property
     def camera_settings(self) -> CameraSettings:
-        """What its camera is set to; known before `connect`, and empty where there is nothing to set."""
+        """The settings of the camera; known before `connect`, empty if there are none."""
         return {}
 
     @property
     def punctuality(self) -> Punctuality | None:
-        """How its commands keep the time of the clock on the wall; None where nobody looks."""
+        """How late commands were by the wall clock; None if the robot does not measure it."""
         return None
 
     @property
     def vitals(self) -> Vitals | None:
-        """How its actuators felt at the newest observation; None where nobody knows."""
+        """The actuators at the newest observation; None if the robot does not measure them."""
         return None
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """What the robot found wrong with itself by its newest observation. It sends no command while one forbids it.
+        """The robot's own faults at its newest observation.
 
-        Such a command returns where the joints are to be, as any; who drives a robot looks here.
+        A fault may keep the robot from sending commands; `command` returns its target all the same.
         """
         return ()
 
@@ -166,7 +162,7 @@ class Robot(ABC):
 
     @abstractmethod
     def observe(self) -> Observation:
-        """Wait for the end of the current control period and return what is seen then.
+        """Wait for the end of the current control period and return an observation.
 
         Without a command since the last call a simulated robot returns the same state; a real one measures again. A
         joint that could not be measured is NaN.
@@ -178,17 +174,17 @@ class Robot(ABC):
 
     @abstractmethod
     def relax(self) -> None:
-        """Take torque off every joint; the next command puts it on again. Safe to call at any time, twice too.
+        """Take torque off every joint until the next command. Safe to call at any time, and twice.
 
-        Raises RobotError where a joint did not confirm it: people must take its power away.
+        Raises RobotError if a joint does not confirm it: then people must switch its power off.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Relax and release the devices. Safe to call twice and without `connect`. Raises what `relax` does."""
+        """Relax and release the devices. Safe to call twice and without `connect`. Raises the same as `relax`."""
 
     def relax_for(self) -> None:
-        """Relax in place of a process that is gone, from one that drives nothing. Raises what `relax` does."""
+        """Relax the robot after the process that drove it has ended. Raises the same as `relax`."""
         with self:
             self.relax()
 
@@ -207,33 +203,33 @@ class Robot(ABC):
 
 
 class SimulatedRobot(Robot):
-    """A robot in a simulated world. What it can do beyond a robot is for evaluation, goals, baselines and tests alone.
+    """A robot in a simulated world. What it adds to Robot is for evaluation, goal images, baselines and tests.
 
-    Reset-free training calls nothing of it but `save_world` and `restore_world`, with its checkpoints.
+    Of these methods reset-free training calls only `save_world` and `restore_world`, with its checkpoints.
     """
 
     identical_frames = "at rest"
 
     on_period: Callable[[float, Truth], None] | None = None
-    """Called by the robot itself at the end of each control period: how the truth recorder listens."""
+    """Called by the robot with time and truth at the end of each control period; the truth recorder sets it."""
 
     @abstractmethod
     def place(self, state: FloatArray, rng: np.random.Generator | None = None) -> None:
-        """Put the object at `state` [S], the fingers at home or with `rng` in a random pose that touches nothing."""
+        """Put the object at `state` [S] and the fingers home; with `rng` in a random pose that touches nothing."""
 
     @abstractmethod
     def truth(self) -> Truth:
-        """Return ground truth: for evaluation and tests alone."""
+        """Return ground truth."""
 
     def vary(self, level: str, seed: int) -> None:
-        """Let the world be another one now and then, the same for the same seed: r3l.hardware.variation has the levels.
+        """Change the world at random times from now on, the same way for the same seed.
 
-        Raises RobotError where it can be only as it is.
+        r3l.hardware.variation defines the levels. Raises RobotError if the world cannot vary.
         """
         raise RobotError("this robot's world does not vary; --randomize needs --robot twin")
 
     def view(self, side: int) -> Image:
-        """Return a square picture of the world for people, [side, side, 3]; nothing that learns ever sees it."""
+        """Return a square picture of the world for people, [side, side, 3]; it is never learned from."""
         image = self.observe().image
         rows, columns = (np.arange(side) * size // side for size in image.shape[:2])
         picture: Image = image[rows][:, columns]
@@ -245,11 +241,11 @@ class SimulatedRobot(Robot):
 
     @abstractmethod
     def restore_world(self, world: bytes) -> None:
-        """Continue from `save_world`'s bytes of a robot of the same task; RobotError where they are not."""
+        """Continue from the bytes of `save_world`; RobotError if they are not of the same task."""
 
 
 def world_numbers(world: bytes, count: int) -> list[float]:
-    """Return a saved world's float64 numbers; RobotError where it has not `count` finite ones."""
+    """Return the float64 numbers of a saved world; RobotError unless there are `count` finite ones."""
     if len(world) != 8 * count:
         raise RobotError(f"the saved world has {len(world)} bytes, expected {8 * count}; it is not of this task")
     numbers = np.frombuffer(world, np.float64)

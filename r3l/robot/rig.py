@@ -1,4 +1,4 @@
-"""TODO r3l/robot/rig.py."""
+"""The rig: what a person sets for a robot in front of a task."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from r3l.config.errors import UserError
 from r3l.robot.base import CameraSpec, FloatArray, Joint
 
 SMALLEST_SIDE, MAX_PIXELS = 16, 64_000_000
+"""Min side and max size of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class JointRange:
-    """Workspace limits and home position of one joint, rad."""
+    """Workspace limits and home position of a joint, rad."""
 
     min_rad: float
     max_rad: float
@@ -28,29 +29,29 @@ class JointRange:
 
 @dataclass(frozen=True)
 class Rig:
-    """What a person sets for a robot in front of a task; the `[rig]` table of the task's TOML file."""
+    """The `[rig]` table of a task's TOML file: control rate, camera and workspace."""
 
     control_hz: float
     max_step_rad: float
-    """How far a joint's target may move per control period."""
+    """Max change of a joint's target per control period, rad."""
     camera: CameraSpec
     joints: dict[str, JointRange]
     gym: str = ""
-    """Id of the Gymnasium environment behind `--robot gym`; empty on any other rig."""
+    """Id of the Gymnasium environment for `--robot gym`; empty on other rigs."""
 
     @property
     def limits(self) -> tuple[Joint, ...]:
-        """The workspace limits as joints, in the robot's order."""
+        """The workspace limits as joints, in the order of the robot's joints."""
         return tuple(Joint(name, joint.min_rad, joint.max_rad) for name, joint in self.joints.items())
 
     @property
     def home_rad(self) -> FloatArray:
-        """Where homing sends the joints: [A] float32, rad."""
+        """Home positions: [A] float32, rad."""
         return np.array([joint.home_rad for joint in self.joints.values()], np.float32)
 
 
 def load_rig(path: Path) -> Rig:
-    """Read a rig from a task's TOML file; UserError names what is wrong with it."""
+    """Read a rig from a task's TOML file; UserError names the first problem."""
     try:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
@@ -63,7 +64,7 @@ def load_rig(path: Path) -> Rig:
 
 
 def rig_problems(rig: Rig) -> Iterator[str]:
-    """Yield what is wrong with a rig, the key first."""
+    """Yield the problems of a rig, the key first."""
     for key in ("control_hz", "max_step_rad"):
         value = getattr(rig, key)
         if not 0 < value < math.inf:
@@ -73,11 +74,6 @@ def rig_problems(rig: Rig) -> Iterator[str]:
     if not rig.joints:
         yield "rig.joints is empty, expected at least one"
     for name, joint in rig.joints.items():
-        if (
-            not -math.inf < joint.min_rad <= joint.home_rad <= joint.max_rad < math.inf
-            or joint.min_rad == joint.max_rad
-        ):
-            yield (
-                f"rig.joints.{name} has min_rad {joint.min_rad}, home_rad {joint.home_rad}, max_rad {joint.max_rad}, "
-                "expected rising"
-            )
+        low, home, high = joint.min_rad, joint.home_rad, joint.max_rad
+        if not -math.inf < low <= home <= high < math.inf or low == high:
+            yield f"rig.joints.{name} has min_rad {low}, home_rad {home}, max_rad {high}, expected rising"

@@ -1,4 +1,4 @@
-"""What is to be learned; robots and tasks by name."""
+"""Tasks: their interface, and robots and tasks by name."""
 
 from r3l.robot.rig import JointRange, Rig, load_rig
 from r3l.task.base import CameraPose, Scene, Task, Values

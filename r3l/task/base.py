@@ -1,4 +1,4 @@
-"""What to learn: a task names its rig, its goals and, for the twin, its scene and an error only evaluation may read."""
+"""The interface of a task: its rig, its goals and, for a simulated world, its scene and its true error."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CameraPose:
-    """Where the twin's camera is (m), what it looks at (m), its vertical field of view (degrees)."""
+    """Position of the twin's camera (m), the point it looks at (m), its vertical field of view (degrees)."""
 
     eye_m: tuple[float, float, float] = (0.0, 0.001, 0.28)
     target_m: tuple[float, float, float] = (0.0, 0.0, 0.03)
     field_of_view_deg: float = 36.0
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    """Roughly what is up in its picture."""
+    """Direction that is roughly up in the image."""
 
 
 class Scene(ABC):
-    """A task's objects inside the twin."""
+    """A task's objects in the twin's world."""
 
     camera: CameraPose = CameraPose()
-    """From the palm, straight down between the fingers."""
+    """By default from the palm, straight down between the fingers."""
     state_names: tuple[str, ...]
-    """Names of the values of `state`."""
+    """Names of `state`'s values."""
     bodies: tuple[int, ...]
-    """PyBullet ids of the object to learn about, known after `load`."""
+    """PyBullet ids of the object; known after `load`."""
 
     @abstractmethod
     def load(self, client: Any) -> None:
-        """Create the bodies in a PyBullet client, once."""
+        """Create the bodies in a PyBullet client; called once."""
 
     @abstractmethod
     def place(self, state: FloatArray) -> None:
@@ -53,7 +53,7 @@ class Scene(ABC):
 
     @abstractmethod
     def truth(self) -> Truth:
-        """Return the object's ground truth, `error` among it."""
+        """Return the object's ground truth; it contains `error`."""
 
     @abstractmethod
     def state(self) -> FloatArray:
@@ -61,58 +61,59 @@ class Scene(ABC):
 
 
 class Task(ABC):
-    """What to learn: abstract what every robot needs; the rest is the twin's, for a task that has a scene there."""
+    """A skill to learn. Every robot needs the abstract members; only a simulated world needs the others."""
 
     name: str
     description: str
     episode_steps: int
     """Length of an evaluation episode in env steps."""
     success_error: float
-    """Largest true error of a success, in `error_unit`."""
+    """Max true error of a success, in `error_unit`."""
     error_unit: str
     other_thresholds: tuple[float, ...] = ()
-    """Other errors at which success is reported too, in `error_unit`."""
+    """Other max errors at which success is reported too, in `error_unit`."""
     parts: tuple[tuple[str, str, float], ...] = ()
-    """What else is reported of an end: its name for people, the value of the truth, the limit that it is to keep."""
+    """Other parts of a success that are reported: name for people, name of the truth's value, its max."""
     minimum_goals: int = 20
+    """Min number of goal images."""
     cell_count: int = 10
-    """How many cells there are for `cells` to tell apart."""
+    """Number of cells that `cells` returns."""
 
     @property
     @abstractmethod
     def rig(self) -> Rig:
-        """The rig this task expects."""
+        """The rig that this task expects."""
 
     def scene(self) -> Scene:
-        """Return the objects for the twin."""
+        """Return the task's objects for the twin."""
         raise self._has_no("scene")
 
     def start_states(self, count: int, seed: int) -> FloatArray:
-        """Return object states to evaluate from, none already solved: [N, S]. Ground truth."""
+        """Return object states that evaluation starts from, none of them a success: [N, S]. Ground truth."""
         raise self._has_no("start_states")
 
     def goal_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Return object states of success, for the stand-in that takes goal images: [N, S]. Ground truth."""
+        """Return object states of success, for goal images taken by the twin: [N, S]. Ground truth."""
         raise self._has_no("goal_states")
 
     def random_states(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Return object states from all over the workspace, for the baselines that reset: [N, S]. Ground truth."""
+        """Return object states from the whole workspace, for the baselines that reset: [N, S]. Ground truth."""
         raise self._has_no("random_states")
 
     def true_reward(self, state: Tensor) -> Tensor:
-        """Return the instrumented baselines' reward in [0, 1] of `Scene.state` vectors: [B, D] to [B]. Ground truth."""
+        """Return the reward in [0, 1] of `Scene.state` vectors, for baselines: [B, D] to [B]. Ground truth."""
         raise self._has_no("true_reward")
 
     def cells(self, truth: Mapping[str, Values]) -> NDArray[np.int64]:
-        """Return which cell of the space of object states each moment is in, for coverage: columns [N] to [N].
+        """Return the cell of the object's state at each moment, 0 to `cell_count` - 1: columns [N] to [N].
 
-        Cells count from 0 to `cell_count` - 1. By default the error's tenths of its largest value. Ground truth.
+        Coverage counts visited cells. By default a cell is a tenth of the largest error. Ground truth.
         """
         error = np.asarray(truth["error"], np.float64)
         return np.minimum(error / max(float(error.max(initial=0.0)), 1e-9) * 10, 9).astype(np.int64)
 
     def problems(self) -> Iterator[str]:
-        """Yield what is missing, or is not what it has to be, the attribute first."""
+        """Yield the problems of the task's attributes, the attribute first."""
         kinds = {"name": str, "description": str, "error_unit": str, "episode_steps": int, "minimum_goals": int}
         for key, kind in kinds.items():
             value = getattr(self, key, None)

@@ -1,4 +1,4 @@
-"""Find robots and tasks by name, this project's and those of other installed packages."""
+"""Robots and tasks by name: those of this package and of other installed packages."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ if TYPE_CHECKING:
 
 
 class RobotFactory(Protocol):
-    """What an entry point of group `r3l.robots` names."""
+    """The function that an entry point of group `r3l.robots` names."""
 
     def __call__(self, task: Task, *, diagnostic: bool = False) -> Robot:
-        """Build the robot for a task's rig, not yet connected.
+        """Build the robot for a task's rig without connecting it.
 
-        A robot that people wire up and calibrate also takes `rig: Path | None = None`, the file that --rig names.
+        A robot that has a rig file of its own also takes `rig: Path | None = None`, the file that --rig names.
         """
         ...
 
 
-def _found(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+def _registered(kind: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a kind, "robot" or "task", by name."""
+    return {point.name: point for point in entry_points(group=f"r3l.{kind}s")}
 
 
-def _load(group: str, kind: str, name: str) -> object:
-    found = _found(group)
-    if name not in found:
-        raise UserError(f"unknown {kind} {name!r}; {nearest(name, found)} (r3l {kind}s lists them)")
+def _load(kind: str, name: str) -> object:
+    known = _registered(kind)
+    if name not in known:
+        raise UserError(f"unknown {kind} {name!r}; {nearest(name, known)} (r3l {kind}s lists them)")
     try:
-        return found[name].load()
+        return known[name].load()
     except ModuleNotFoundError as error:
         raise missing_package(f"{kind} {name!r}", error) from error
 
 
 def task_names() -> list[str]:
     """Return the names of all installed tasks."""
-    return sorted(_found("r3l.tasks"))
+    return sorted(_registered("task"))
 
 
 def robot_names() -> list[str]:
     """Return the names of all installed robots."""
-    return sorted(_found("r3l.robots"))
+    return sorted(_registered("robot"))
 
 
 def load_task(name: str) -> Task:
-    """Return a task by name, or from the Python file that `name` is the path of; UserError says what is wrong."""
-    kind = _task_in(Path(name)) if name.endswith(".py") else _load("r3l.tasks", "task", name)
+    """Return a task by its name or by the path of its Python file; UserError names the problem."""
+    kind = _task_in(Path(name)) if name.endswith(".py") else _load("task", name)
     assert callable(kind)
     try:
         task = kind()
@@ -77,10 +78,10 @@ def _task_in(path: Path) -> type[Task]:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    sys.modules[module.__name__] = module  # dataclasses need it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything may come out of somebody's file
+    except Exception as error:  # a file of the user's may raise anything
         raise UserError(
             f"task file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}; mend it"
         ) from error
@@ -93,15 +94,15 @@ def _task_in(path: Path) -> type[Task]:
 
 
 def load_robot(name: str, task: Task, *, diagnostic: bool = False, rig: Path | None = None) -> Robot:
-    """Return a robot by name for a task, and for its rig file where it has one; UserError names the nearest one."""
-    factory = _load("r3l.robots", "robot", name)
+    """Return a robot by name, for a task and a rig file (if the robot has one), not yet connected."""
+    factory = _load("robot", name)
     assert callable(factory)
     if rig is None:
         robot = factory(task, diagnostic=diagnostic)
     elif "rig" in signature(factory).parameters:
         robot = factory(task, diagnostic=diagnostic, rig=rig)
     else:
-        raise UserError(f"robot {name!r} has no rig file; leave --rig out, or name the robot it is for with --robot")
+        raise UserError(f"robot {name!r} has no rig file; leave --rig out, or name the rig's robot with --robot")
     assert isinstance(robot, Robot)
     return robot
 
@@ -113,7 +114,7 @@ def robot_of(config: Config, rig: Path | None) -> Robot:
 
 
 def varied(robot: Robot, level: str, seed: int) -> Robot:
-    """Return a robot whose world varies from now on; UserError where it cannot."""
+    """Return a robot whose world varies from now on; UserError if it cannot."""
     if level == "none":
         return robot
     try:
@@ -127,7 +128,7 @@ def varied(robot: Robot, level: str, seed: int) -> Robot:
 
 def make(task: str, robot: str = "twin", *, render_mode: str | None = None) -> RobotEnv:
     """Build `r3l/TASK-v0`: a task's robot behind its rig's safety limits."""
-    from r3l.robot.env import RobotEnv  # gymnasium takes a while to load, and `r3l tasks` does without
+    from r3l.robot.env import RobotEnv  # it loads gymnasium, which `r3l tasks` does not need
     from r3l.robot.safety import make_safe
 
     known = load_task(task)
