@@ -188,7 +188,6 @@ def test_r3l_has_few_folders() -> None:
     assert entries - folders == ENTRIES
 
 
-@pytest.mark.xfail(strict=False, reason="r3l/robot/base.py names r3l.hardware.variation")
 def test_the_core_names_no_driver_and_no_task() -> None:
     offences = core_names_of_drivers(ROOT)
     assert not offences, report(offences)

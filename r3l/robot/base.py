@@ -224,7 +224,7 @@ class SimulatedRobot(Robot):
     def vary(self, level: str, seed: int) -> None:
         """Change the world at random times from now on, the same way for the same seed.
 
-        r3l.hardware.variation defines the levels. Raises RobotError if the world cannot vary.
+        `level` is a value of the config key `randomize`. Raises RobotError if the world cannot vary.
         """
         raise RobotError("this robot's world does not vary; --randomize needs --robot twin")
 
