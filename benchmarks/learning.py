@@ -23,7 +23,7 @@ from benchmarks import peer
 from benchmarks.figures import exit_code, parse, plain_parser
 from benchmarks.record import Name, Record, differences, load_records, record_run, settings, world
 from benchmarks.running import collect_goals, start_logged, train_command
-from r3l.cli.settings import TrainCommand, read_config, resolve
+from r3l.cli.settings import TrainOptions, read_config, resolve
 from r3l.config.convert import nearest, to_dict
 from r3l.config.errors import UserError
 from r3l.config.presets import PRESETS, VARIANTS
@@ -65,7 +65,7 @@ class Plan:
             return peer.settings(name.task, name.seed, self.steps)
         preset = name.variant if name.variant in PRESETS else "default"
         variant = () if name.variant in PRESETS else (name.variant,)
-        command = TrainCommand(
+        command = TrainOptions(
             task=name.task,
             preset=preset,
             variant=variant,

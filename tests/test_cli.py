@@ -337,7 +337,7 @@ def test_options_come_after_the_config_file_and_set() -> None:
     command = r3l.cli.main.parse(
         ["train", "valve", "--config", "own.json", "--set", "sac.batch_size=10", "--set", "seed=6", "--seed", "7"]
     )
-    assert isinstance(command, r3l.cli.settings.TrainCommand)
+    assert isinstance(command, r3l.cli.settings.TrainOptions)
     found = r3l.cli.settings.resolve(command)
     assert (found.steps, found.seed, found.sac.batch_size) == (11, 7, 10)
 

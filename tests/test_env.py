@@ -263,6 +263,19 @@ def test_the_reward_is_the_true_one_and_time_ends_the_episode(resets: gymnasium.
             assert info["time_s"] == pytest.approx(step / 10)
 
 
+@pytest.mark.parametrize("steps", [3, 7])
+def test_an_episode_of_the_instrumented_environment_has_the_tasks_length(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Valve, "episode_steps", steps)
+    made = gymnasium.make("r3l/Valve-Resets-v0", robot="fake", disable_env_checker=True)
+    assert made.spec is not None
+    assert made.spec.max_episode_steps == steps
+    made.reset(seed=0)
+    assert [made.step(made.action_space.sample())[3] for _ in range(steps)] == [False] * (steps - 1) + [True]
+    made.close()
+
+
 def test_at_the_goal_the_reward_is_one(resets: gymnasium.Env[Any, FloatArray]) -> None:
     resets.reset(seed=0)
     simulated(resets).place(np.array([GOAL_RAD], np.float32))

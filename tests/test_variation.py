@@ -15,7 +15,7 @@ from conftest import RunMaker, tiny
 from benchmarks.running import R3L
 from benchmarks.variation import learn
 from r3l.cli.main import main, parse
-from r3l.cli.settings import TrainCommand, resolve
+from r3l.cli.settings import TrainOptions, resolve
 from r3l.config import Config
 from r3l.config.schema import Randomization
 from r3l.hardware import twin
@@ -230,15 +230,15 @@ def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(
 
 @pytest.mark.parametrize("level", get_args(Randomization))
 def test_a_level_alone_sets_one_key(level: Randomization) -> None:
-    found = resolve(TrainCommand(task="valve", randomize=level))
+    found = resolve(TrainOptions(task="valve", randomize=level))
     assert found == replace(Config(), task="valve", randomize=level)
 
 
 def test_the_variant_sets_the_level_and_prepares_the_encoder() -> None:
     variant = ("domain-randomization",)
-    found = resolve(TrainCommand(task="valve", variant=variant))
+    found = resolve(TrainOptions(task="valve", variant=variant))
     assert (found.randomize, found.vae.jitter) == ("strong", 0.5)
-    found = resolve(TrainCommand(task="valve", variant=variant, randomize="mild", set=("vae.jitter=0.1",)))
+    found = resolve(TrainOptions(task="valve", variant=variant, randomize="mild", set=("vae.jitter=0.1",)))
     assert (found.randomize, found.vae.jitter) == ("mild", 0.1)
 
 
@@ -252,7 +252,7 @@ def test_the_benchmark_trains_each_level_as_its_records_were_trained(
     monkeypatch.setattr("benchmarks.variation.run_logged", lambda command, log: commands.append(command))
     learn("valve", level, 3, 15_000, tmp_path)
     command = parse(commands[0][len(R3L) :])
-    assert isinstance(command, TrainCommand)
+    assert isinstance(command, TrainOptions)
     found = resolve(command)
     assert (found.randomize, found.vae.jitter, found.seed, found.steps) == (level, jitter, 3, 15_000)
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from r3l.cli.settings import TrainCommand, deadline, ends_by_time, resolve
+from r3l.cli.settings import TrainOptions, deadline, ends_by_time, resolve
 from r3l.config.errors import UserError
 from r3l.config.schema import MANY, Config
 from r3l.models.torch_setup import pick_device, tune_process
@@ -28,7 +28,7 @@ FAILED_CODE = 3
 class TrainPlan:
     """What a command asks for, not yet checked."""
 
-    command: TrainCommand
+    command: TrainOptions
     config: Config
     task: Task
     folder: Path
@@ -39,7 +39,7 @@ class TrainPlan:
     """The run to resume, locked; its config has the new --steps, its file does not yet."""
 
 
-def prepare(command: TrainCommand, stack: ExitStack) -> tuple[Run, float | None, int] | None:
+def prepare(command: TrainOptions, stack: ExitStack) -> tuple[Run, float | None, int] | None:
     """Check everything, then create or open the run.
 
     Returns: the run, when it ends (seconds since 1970) and its lock, which the stack holds; None if nothing is to be
@@ -96,12 +96,12 @@ def train_supervised(run: Run, ends_epoch_s: float | None, lock: int) -> int:
     return 0 if outcome in (DONE, STOPPED) else FAILED_CODE
 
 
-def _open_resumed(command: TrainCommand) -> Run:
+def _open_resumed(command: TrainOptions) -> Run:
     """Open the run that --resume names, with the new --steps in its config; UserError if another setting changes."""
     assert command.resume is not None
     kept = ("resume", "steps", "check", "runs", "hours", "until", "goals", "rig")
-    fresh = TrainCommand(**{name: getattr(command, name) for name in kept})
-    for field in fields(TrainCommand):
+    fresh = TrainOptions(**{name: getattr(command, name) for name in kept})
+    for field in fields(TrainOptions):
         if getattr(command, field.name) != getattr(fresh, field.name):
             raise UserError(
                 f"a resumed run keeps its {field.name}: --resume goes with --steps, --hours, --until, --goals, "
@@ -115,7 +115,7 @@ def _open_resumed(command: TrainCommand) -> Run:
     return Run(run.folder, replace(run.config, steps=steps))
 
 
-def _make_plan(command: TrainCommand, resumed: Run | None) -> TrainPlan:
+def _make_plan(command: TrainOptions, resumed: Run | None) -> TrainPlan:
     """Return what the command asks for; UserError if its options contradict each other."""
     ends_epoch_s = deadline(command, time.time())
     config = resumed.config if resumed else resolve(command)

@@ -26,7 +26,7 @@ Three steps: `r3l goals TASK`, `r3l train TASK`, `r3l evaluate runs/NAME`; then 
 commands (`r3l COMMAND --help` explains each; `r3l --version` prints the version):"""
 COMMANDS = {
     "goals": "r3l.cli.goals:GoalsCommand",
-    "train": "r3l.cli.settings:TrainCommand",
+    "train": "r3l.cli.train:TrainCommand",
     "evaluate": "r3l.cli.evaluate:EvaluateCommand",
     "mark": "r3l.cli.evaluate:MarkCommand",
     "play": "r3l.cli.evaluate:PlayCommand",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "r3l").split(".")[0] == "r3l":
             raise
-        return _fail(str(missing_package(f"r3l {words[0]}", error)))
+        return _fail(str(missing_package(f"command {words[0]!r}", error)))
     except BrokenPipeError:  # the program that reads our output, for example head, ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -141,8 +141,8 @@ def load(name: str, place: str) -> type[Command]:
         if name in COMMANDS:
             raise
         if isinstance(error, ModuleNotFoundError):
-            raise missing_package(f"r3l {name}", error) from error
-        raise UserError(f"r3l {name} cannot be loaded: {place}: {type(error).__name__}: {error}") from error
+            raise missing_package(f"command {name!r}", error) from error
+        raise UserError(f"command {name!r} cannot be loaded: {place}: {type(error).__name__}: {error}") from error
     return kind
 
 

@@ -23,7 +23,7 @@ from r3l.run.files import MAX_JSON_BYTES, read
 MAX_HOURS = 24 * 365
 
 
-def resolve(command: TrainCommand) -> Config:
+def resolve(command: TrainOptions) -> Config:
     """Return the config of a new run: preset, variants, config file, --set, then the plain options."""
     values = to_dict(preset_config(command.preset, command.variant))
     for changes in _changes(command):
@@ -31,7 +31,7 @@ def resolve(command: TrainCommand) -> Config:
     return from_dict(Config, values)
 
 
-def _changes(command: TrainCommand) -> Iterator[Mapping[str, Any]]:
+def _changes(command: TrainOptions) -> Iterator[Mapping[str, Any]]:
     if command.config is not None:
         yield read_config(command.config)
     for item in command.set:
@@ -42,7 +42,7 @@ def _changes(command: TrainCommand) -> Iterator[Mapping[str, Any]]:
     yield {key: value for key, value in _options(command).items() if value is not None}
 
 
-def _options(command: TrainCommand) -> dict[str, Any]:
+def _options(command: TrainOptions) -> dict[str, Any]:
     """Return the config keys that have options of their own; None where the option is not given."""
     if command.task is None:
         raise UserError("train needs a task, for example r3l train valve, or --resume runs/NAME")
@@ -57,12 +57,12 @@ def _options(command: TrainCommand) -> dict[str, Any]:
     }
 
 
-def ends_by_time(command: TrainCommand) -> bool:
+def ends_by_time(command: TrainOptions) -> bool:
     """Return whether the run ends at a time instead of at a step."""
     return command.hours is not None or command.until is not None
 
 
-def deadline(command: TrainCommand, now_epoch_s: float) -> float | None:
+def deadline(command: TrainOptions, now_epoch_s: float) -> float | None:
     """Return when the run ends, in seconds of the epoch; None if a step ends it."""
     if command.hours is not None and command.until is not None:
         raise UserError("--hours and --until both say when the run ends; give one of them")
@@ -89,13 +89,8 @@ def _parsed(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class TrainCommand:
-    """Train unattended from goal images: no resets, no reward function, no person in the room.
-
-    The run directory holds the whole run. Actor and learner are two processes; a supervisor restarts a process that
-    dies or hangs. Ctrl-C relaxes the robot at once and writes a checkpoint; --resume continues the run. A pre-flight
-    check before the first action says what to expect.
-    """
+class TrainOptions:
+    """The options of `r3l train`."""
 
     task: Annotated[tyro.conf.Positional[str | None], optional("TASK")] = None
     """Task to learn; not with --resume."""
@@ -145,12 +140,6 @@ class TrainCommand:
     """Device of the networks."""
     runs: Path = Path("runs")
     """Folder that holds the run directories."""
-
-    def __call__(self) -> int:
-        """Begin or resume the run."""
-        from r3l.cli.train import train
-
-        return train(self)
 
 
 def read_config(path: Path) -> dict[str, Any]:
