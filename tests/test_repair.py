@@ -22,8 +22,9 @@ from r3l.run.directory import Run
 from r3l.run.experience import ExperienceStore, Row
 from r3l.run.goals import load_goals
 from r3l.run.jsonl import read_jsonl
+from r3l.run.repair.audit import Extent, Labels, Layout
 from r3l.run.repair.check import check
-from r3l.run.repair.recover import Labels, Layout, rows
+from r3l.run.repair.recover import recover
 from r3l.run.truth import TruthRecorder
 from r3l.run.weights import publish
 from r3l.task.registry import load_task
@@ -406,9 +407,19 @@ def test_salvage_reads_rows_of_every_size_as_sqlite_does(tmp_path: Path, side: i
         store.append(make_row(number, segment=number // 20, step=number % 20, side=side, diagnostics=2))
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         expected = connection.execute("SELECT * FROM observation").fetchall()
-    assert list(rows(path, layout)) == expected, "rows in the log"
+    assert recovered(path, layout) == expected, "rows in the log"
     store.close()
-    assert list(rows(path, layout)) == expected, "rows in the database"
+    assert recovered(path, layout) == expected, "rows in the database"
+
+
+def recovered(path: Path, layout: Layout) -> list[object]:
+    """Return all rows that are recovered from a store."""
+    fresh = path.with_name("fresh.sqlite")
+    extent = recover(path, fresh, layout)
+    with closing(sqlite3.connect(fresh)) as connection:
+        found = connection.execute("SELECT * FROM observation").fetchall()
+    assert extent == Extent(len(found), max(values[0] for values in found))
+    return found
 
 
 # All else

@@ -18,7 +18,7 @@ from r3l.cli.settings import read_config
 from r3l.config.errors import UserError
 from r3l.config.schema import Config
 from r3l.run.directory import FORMAT_VERSION, Run, free_name
-from r3l.run.tensors import CheckpointError, save_tensors
+from r3l.run.tensors import CheckpointError
 
 HOLD = """
 import sys, time
@@ -156,7 +156,7 @@ def test_the_newest_published_weights_are_found(run: Run) -> None:
     assert "no weights yet" in message(error)
     run.weights.mkdir()
     for step in (0, 99_999_999, 100_000_000, 250):
-        save_tensors(run.snapshot_path(step), {"step": torch.tensor(step)}, {})
+        run.save_weights(step, {"step": torch.tensor(step)})
     (run.weights / "step-999999999.safetensors.part").write_bytes(b"half")
     assert run.newest_snapshot() == 100_000_000
     assert int(run.read_weights(250)["step"]) == 250

@@ -18,7 +18,7 @@ from r3l.cli.status import collect
 from r3l.config.schema import MANY, Config
 from r3l.evaluation.report.document import write_report
 from r3l.run.directory import Run
-from r3l.run.state import Word, lock_holder, moment, planned_end, run_state, wall_s
+from r3l.run.state import Word, living_holder, moment, planned_end, run_state, wall_s
 from r3l.training.shared_status import PROCESSES
 
 
@@ -138,9 +138,9 @@ def test_a_run_that_writes_its_report_has_ended_and_one_about_to_resume_is_runni
 
 
 def test_reading_the_state_takes_no_lock(run: Run) -> None:
-    assert lock_holder(run.folder) is None
+    assert living_holder(run.folder) is None
     with run.lock():
-        assert lock_holder(run.folder) == os.getpid()
+        assert living_holder(run.folder) == os.getpid()
 
 
 def test_a_night_ends_at_its_time_and_never_at_a_billion_steps() -> None:

@@ -6,37 +6,37 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save
-
-from r3l.run.files import MAX_JSON_BYTES, one_line, open_sized, read, read_json, remove, sync_folder, write_file
-from r3l.run.tensors import (
-    MAX_MANIFEST_BYTES,
-    MAX_NAME_BYTES,
-    MAX_TENSOR_BYTES,
-    CheckpointError,
-    Tensors,
-    load_tensors,
-    under_prefix,
+from r3l.run.files import (
+    MAX_JSON_BYTES,
+    MAX_LINE_BYTES,
+    one_line,
+    open_sized,
+    read,
+    read_json,
+    remove,
+    sync_folder,
+    write_file,
 )
+from r3l.run.tensors import MAX_TENSOR_BYTES, CheckpointError, Tensors, encode_tensors, load_tensors
 
 LATEST, MANIFEST, TENSORS, META = "latest", "manifest.json", "tensors.safetensors", "meta.json"
 MAX_BYTES = {TENSORS: MAX_TENSOR_BYTES, META: MAX_JSON_BYTES}
-"""The files that a manifest lists, and what each may have at most."""
+"""The files that a manifest lists, and their max size."""
 NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 T = TypeVar("T")
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Tensors, meta: dict[str, Any], *, keep: int) -> Path:
-    """Write checkpoint `step` below `folder`, point `latest` at it, and keep the newest `keep` (1 at least).
+    """Write checkpoint `step` below `folder`, point `latest` at it, and keep the newest `keep` (at least 1).
 
-    Every file is synced, its SHA-256 goes into a manifest, the folder is renamed into place and the pointer is
-    written last: a crash at any moment leaves the previous checkpoint in use. Old ones go when the pointer is on the
-    disk, out of use first: none is ever seen half removed.
+    Every file is synced and its SHA-256 goes into a manifest. The folder is renamed into place, and the pointer is
+    written last: a crash at any moment leaves the previous checkpoint in use. Old checkpoints are removed when the
+    pointer is on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)
@@ -45,8 +45,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Tensors, meta: dict[str, A
     final = _free(folder, step)
     part = _hidden(final)
     part.mkdir()
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files = {TENSORS: save(contiguous), META: json.dumps(meta).encode()}
+    files = {TENSORS: encode_tensors(tensors), META: json.dumps(meta).encode()}
     for name, content in files.items():
         write_file(part / name, content)
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -60,7 +59,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Tensors, meta: dict[str, A
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, out of use at once: a crash leaves it whole or hidden, the next save removes the rest."""
+    """Remove a checkpoint, renamed first: after a crash it is whole or hidden, and the next save removes the rest."""
     hidden = _hidden(path)
     remove(hidden)
     path.rename(hidden)
@@ -68,9 +67,9 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
-    """Return the newest checkpoint below `folder` that verifies, or None where there is none at all.
+    """Return the newest checkpoint below `folder` that verifies; None where the folder has no checkpoint.
 
-    `warn` is told of each one that does not. Raises CheckpointError when there are checkpoints and none verifies.
+    `warn` gets a message for each newer checkpoint, which does not verify. CheckpointError where none verifies.
     """
     found = _first_usable(folder, warn, read_checkpoint)
     return found[0] if found else None
@@ -79,10 +78,10 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors,
 def restore_newest(
     folder: Path, warn: Callable[[str], None], restore: Callable[[Tensors, dict[str, Any]], None]
 ) -> bool:
-    """Go on from the newest checkpoint that verifies and that `restore` takes; False where there is none at all.
+    """Pass the newest checkpoint that verifies to `restore`; return False where the folder has no checkpoint.
 
-    `warn` is told of each one that is passed over; it is put out of use, so that it takes no good one's place. Raises
-    CheckpointError when there are checkpoints and none can be used.
+    A checkpoint that does not verify, or for which `restore` raises CheckpointError, is passed over: `warn` gets a
+    message, and the checkpoint is renamed so that it counts among the newest no more. CheckpointError if none is left.
     """
     found = _first_usable(folder, warn, lambda path: restore(*read_checkpoint(path)))
     if found is None:
@@ -94,7 +93,10 @@ def restore_newest(
 
 
 def _first_usable(folder: Path, warn: Callable[[str], None], use: Callable[[Path], T]) -> tuple[T, list[Path]] | None:
-    """Return what `use` makes of the newest checkpoint that it takes, and those passed over; None where none exists."""
+    """Return `use(path)` of the newest checkpoint for which it does not raise CheckpointError, and the newer ones.
+
+    None where the folder has no checkpoint.
+    """
     candidates, passed = newest_first(folder), list[Path]()
     for path in candidates:
         try:
@@ -108,16 +110,16 @@ def _first_usable(folder: Path, warn: Callable[[str], None], use: Callable[[Path
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return a checkpoint's tensors and JSON; CheckpointError where it is damaged or leads elsewhere."""
+    """Return a checkpoint's tensors and JSON; CheckpointError where a file is damaged or a link."""
     try:
         for each in (path, path / MANIFEST, *(path / name for name in MAX_BYTES)):
             if each.is_symlink():
                 raise ValueError(f"{each.name} is a link, expected what a run wrote")
-        manifest = read_json(path / MANIFEST, MAX_MANIFEST_BYTES)
+        manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict) or manifest.keys() != MAX_BYTES.keys():
             raise ValueError(f"its manifest does not list {sorted(MAX_BYTES)}")
-        for name, most in MAX_BYTES.items():
-            if _checksum(path / name, most) != manifest[name]:
+        for name, max_bytes in MAX_BYTES.items():
+            if _checksum(path / name, max_bytes) != manifest[name]:
                 raise ValueError(f"{name} does not match its checksum")
         meta = read_json(path / META)
         if not isinstance(meta, dict):
@@ -127,39 +129,34 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path} is corrupt or incomplete ({one_line(error)})") from error
 
 
-def _checksum(path: Path, most: int) -> str:
-    with open_sized(path, most) as file:
+def _checksum(path: Path, max_bytes: int) -> str:
+    with open_sized(path, max_bytes) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hidden(path: Path) -> Path:
-    """Return the name under which a checkpoint is not in use: not yet, or no more."""
+    """Return a checkpoint's name before it is complete, and while it is removed."""
     return path.with_name(f".{path.name}.part")
 
 
 def _free(folder: Path, step: int) -> Path:
-    """Return where checkpoint `step` goes: what exists is not removed before its successor is in use."""
+    """Return a new name for checkpoint `step`: one that exists stays until its successor is in use."""
     taken = [rank(path.name) for path in folder.iterdir()]
     numbers = [number for taken_step, number in taken if taken_step == step]
     return folder / (f"step-{step:08d}.{max(numbers) + 1}" if numbers else f"step-{step:08d}")
 
 
 def rank(name: str) -> tuple[int, int]:
-    """Return a checkpoint's step, and how many of that step came before it; -1 twice for the name of no checkpoint."""
+    """Return a checkpoint's step and its number among those of this step; (-1, -1) for any other name."""
     found = NAME.fullmatch(name)
     return (int(found[1]), int(found[2] or 0)) if found else (-1, -1)
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Return the folders of all checkpoints, the one that is pointed at first, then by falling steps."""
+    """Return the folders of all checkpoints: the one that `latest` names, then by falling steps."""
     found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
     try:
-        latest = read(folder / LATEST, MAX_NAME_BYTES).decode().strip()
+        latest = read(folder / LATEST, MAX_LINE_BYTES).decode().strip()
     except (OSError, ValueError):
         latest = ""
     return sorted(found, key=lambda path: (path.name == latest, rank(path.name)), reverse=True)
-
-
-def missing_keys(tensors: Tensors, prefixes: Iterable[str]) -> list[str]:
-    """Return the prefixes below which there is no tensor."""
-    return [prefix for prefix in prefixes if not under_prefix(prefix, tensors)]

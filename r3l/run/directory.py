@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from r3l import __version__
 from r3l.config.convert import from_dict, to_dict
 from r3l.config.errors import UserError
 from r3l.config.schema import Config
+from r3l.run import weights
 from r3l.run.files import MAX_JSON_BYTES, is_inside, read, read_json, remove, strangers, write_file
 from r3l.run.goals import Goals, copy_goals, save_goals
 from r3l.run.jsonl import append_jsonl
-from r3l.run.tensors import CheckpointError, Tensors, load_tensors, save_tensors
+from r3l.run.lock import hold_lock, lock_holder
+from r3l.run.tensors import Tensors, save_tensors
 
 FORMAT_VERSION = 1
 LAST_EPOCH_S = 253_402_300_800.0
@@ -144,44 +143,13 @@ class Run:
         saved = {"format": FORMAT_VERSION, "r3l": __version__, "config": to_dict(config)}
         write_file(self.folder / "config.json", json.dumps(saved, indent=2).encode())
 
-    @contextmanager
-    def lock(self) -> Iterator[int]:
-        """Hold the run's lock and yield its descriptor; UserError names the process that holds it already.
-
-        The system frees it when this process and all that inherited the descriptor are gone, however they ended.
-        """
-        with self._open_lock() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise UserError(
-                    f"{self.folder} is in use by process {_number(file.read(32)) or 'unknown'}; stop it, or wait for it"
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield file.fileno()
-
-    def _open_lock(self) -> IO[str]:
-        """Open the file of the lock, and never what a link of that name leads to."""
-        path = self.folder / "lock"
-        try:
-            return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")
-        except OSError as error:
-            raise UserError(f"{path} cannot be opened ({error.strerror}); remove it") from error
+    def lock(self) -> AbstractContextManager[int]:
+        """Hold the run's lock and yield its descriptor; see `hold_lock`."""
+        return hold_lock(self.folder)
 
     def holder(self) -> int | None:
-        """Return the process that took the lock, while it is held; None when it is free."""
-        try:
-            with (self.folder / "lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return None
-        except BlockingIOError:
-            with (self.folder / "lock").open() as file:
-                return _number(file.read(32))
-        except OSError:
-            return None
+        """Return the process that holds the run's lock; see `lock_holder`."""
+        return lock_holder(self.folder)
 
     def event(self, kind: str, message: str) -> None:
         """Append to events.jsonl: what happened, for people."""
@@ -215,10 +183,7 @@ class Run:
 
     def read_weights(self, step: int) -> Tensors:
         """Return the weights published at `step`."""
-        try:
-            return load_tensors(self.snapshot_path(step))[0]
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"weights {self.snapshot_path(step)} cannot be read ({error})") from error
+        return weights.read(self.snapshot_path(step)).tensors
 
 
 def _require_own(folder: Path) -> None:
@@ -230,11 +195,6 @@ def _require_own(folder: Path) -> None:
 def _word(value: object) -> str:
     """Return what somebody's file says, short and on one line."""
     return " ".join(str(value).split())[:20]
-
-
-def _number(text: str) -> int:
-    """Return the number of a process that a lock names, 0 for anything else."""
-    return int(text) if text.strip().isdecimal() else 0
 
 
 def free_name(parent: Path, task: str) -> Path:

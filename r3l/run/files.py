@@ -14,7 +14,7 @@ from typing import Any
 MIB, GIB = 1 << 20, 1 << 30
 MAX_JSON_BYTES = 16 * MIB
 MAX_LINE_BYTES = 256
-"""Of a file that holds a name or a number."""
+"""Max size of a file that holds a name or a number."""
 
 
 def open_sized(path: Path, most: int) -> BufferedReader:
@@ -88,16 +88,21 @@ def _amount(size: int) -> str:
     return f"{size} bytes" if size < MIB else f"{size / MIB:.0f} MiB"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it exists whole, on the disk, or not at all."""
+def write_file(path: Path, content: bytes, *, is_synced: bool = True) -> None:
+    """Write a file whole or not at all.
+
+    Not synced to the disk, the file may be damaged after a power cut, and needs a checksum.
+    """
     part = path.with_name(path.name + ".part")
     remove(part)
     with part.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
     part.rename(path)
-    sync_folder(path.parent)
+    if is_synced:
+        sync_folder(path.parent)
 
 
 def one_line(error: BaseException) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3l.config.schema import MANY
-from r3l.run import files
 from r3l.run.jsonl import read_tail
+from r3l.run.lock import lock_holder
+from r3l.run.sqlite import open_readonly
 
 if TYPE_CHECKING:
     from r3l.run.directory import Run
@@ -72,7 +73,7 @@ class RunState:
 
 def run_state(run: Run) -> RunState:
     """Read the state of a run."""
-    pid, steps, last = lock_holder(run.folder), _stored_steps(run), _last_start_or_end(run)
+    pid, steps, last = living_holder(run.folder), _stored_steps(run), _last_start_or_end(run)
     word = _word(run, last, pid, steps)
     reason = str(last.get("message", "")) if word is Word.FAILED else None
     plan = planned_end(run.config.steps, run.deadline())
@@ -128,21 +129,10 @@ def event_epoch_s(event: Record) -> float | None:
     return None
 
 
-def lock_holder(folder: Path) -> int | None:
-    """Return the living process that holds a run's lock, without taking the lock; None if there is none."""
-    try:
-        pid = int(files.read(folder / "lock", files.MAX_LINE_BYTES))
-    except (OSError, ValueError):
-        return None
-    if not Path(f"/proc/{pid}").exists():
-        return None
-    try:
-        # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
-        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        return pid
-    # A later process may have the same number, but hardly a lock as well.
-    return pid if any("FLOCK" in words and str(pid) in words for words in locks) else None
+def living_holder(folder: Path) -> int | None:
+    """Return the living process that holds a run's lock; None if there is none."""
+    pid = lock_holder(folder)
+    return pid if pid and Path(f"/proc/{pid}").exists() else None
 
 
 def newest_rows(store: Path, count: int) -> list[Record]:
@@ -151,10 +141,9 @@ def newest_rows(store: Path, count: int) -> list[Record]:
         return []
     # `immutable`: SQLite makes no file beside a store that no process has open.
     is_closed = not store.with_name(store.name + "-wal").exists()
-    address = f"{store.absolute().as_uri()}?mode=ro{'&immutable=1' if is_closed else ''}"
     query = f"SELECT {', '.join(ROW_COLUMNS)} FROM observation ORDER BY sequence DESC LIMIT {count}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=0.2)) as connection:
+        with closing(open_readonly(store, is_closed=is_closed, timeout_s=0.2)) as connection:
             rows = connection.execute(query).fetchall()
     except sqlite3.Error:
         return []

@@ -1,4 +1,4 @@
-"""TODO r3l/run/tensors.py."""
+"""Safetensors files, and tensors by name."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ if TYPE_CHECKING:  # torch is imported on use: `r3l status` does without it
     import torch
     from torch import Tensor
 
-MAX_TENSOR_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES = 8 * GIB, 4096, 256
-
+MAX_TENSOR_BYTES = 8 * GIB
 
 Tensors: TypeAlias = "dict[str, Tensor]"
 
 
 class CheckpointError(ReportedError, RuntimeError):
-    """A checkpoint cannot be used; the message says which and why."""
+    """A checkpoint or weights cannot be used; the message says which and why."""
 
 
-def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
-    """Write tensors and JSON into one safetensors file, atomically."""
+def encode_tensors(tensors: Tensors, texts: dict[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file."""
     from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, save(contiguous, {"meta": json.dumps(meta)}))
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, texts)
 
 
-def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+def save_tensors(path: Path, tensors: Tensors, meta: dict[str, Any], *, is_synced: bool = True) -> None:
+    """Write tensors and JSON into one safetensors file, whole or not at all; see `write_file`."""
+    write_file(path, encode_tensors(tensors, {"meta": json.dumps(meta)}), is_synced=is_synced)
+
+
+def load_tensors(path: Path, max_bytes: int = MAX_TENSOR_BYTES) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors of a safetensors file and the texts in its header.
 
     Raises:
-        OSError, ValueError: it cannot be read, is too large, or is no safetensors file.
+        OSError, ValueError: the file cannot be read, is too large, or is no safetensors file.
     """
-    open_sized(path, MAX_TENSOR_BYTES).close()
+    open_sized(path, max_bytes).close()
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -1,16 +1,17 @@
-"""The truth recorder: what a simulated robot knows of its world, in a file of its own that training never opens."""
+"""Ground truth of a simulated robot, in a file of its own that training never opens."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from r3l.robot.base import Truth
+from r3l.run.sqlite import open_readonly
 
 COMMIT_EVERY = 100
 
@@ -20,19 +21,19 @@ class TruthRecorder:
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path)
-        self._connection.execute("PRAGMA synchronous=OFF")  # nobody waits for the disk because of it
+        self._connection.execute("PRAGMA synchronous=OFF")  # a run must not wait for the disk because of the truth
         with self._connection:
             self._connection.execute("CREATE TABLE IF NOT EXISTS truth (time_s REAL NOT NULL, value TEXT NOT NULL)")
         self._pending: list[tuple[float, str]] = []
 
     def record(self, time_s: float, truth: Truth) -> None:
-        """Keep the truth at the robot's time; a disk that takes nothing costs truth, not the run."""
+        """Keep the truth at the robot's time; on a full disk the truth is lost, and the run goes on."""
         self._pending.append((time_s, json.dumps(truth)))
         if len(self._pending) >= COMMIT_EVERY:
             self._write()
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write the pending truth, and close the file."""
         self._write()
         self._connection.close()
 
@@ -43,13 +44,12 @@ class TruthRecorder:
 
 
 def read_truth(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return recorded truth as columns by name, `time_s` among them: for evaluation and reports alone.
+    """Return recorded truth as columns by name, `time_s` among them: only for evaluation and reports.
 
-    After a resume from an older world the robot's clock goes back; of rows with one time the last one is returned.
+    After a resume from an older world the robot's clock goes back: of rows with the same time the last is returned.
     """
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+    with closing(open_readonly(path)) as connection:
         rows = dict(connection.execute("SELECT time_s, value FROM truth ORDER BY rowid").fetchall())
-    connection.close()
     times = sorted(rows)
     values = [json.loads(rows[time]) for time in times]
     columns = {name: np.array([value[name] for value in values]) for name in (values[0] if values else ())}

@@ -1,4 +1,4 @@
-"""The weights that act: published by the learner whole or not at all, taken up by the actor only when they are good."""
+"""Weights of the policies: what the actor follows, and what is evaluated."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from r3l.run.files import GIB
+from r3l.run.tensors import CheckpointError, Tensors, load_tensors, save_tensors
 
-from r3l.run import files
-from r3l.run.tensors import CheckpointError, Tensors
-
-MAX_BYTES = 1 << 30
+MAX_BYTES = GIB
 POLL_S = 0.1
+"""Time between two checks of the actor for newer weights."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +21,15 @@ class Published:
 
     tensors: Tensors
     version: int
+    """0 for the weights to be evaluated, which have no version."""
     step: int
-    """Env steps that they have learned from."""
+    """Env steps that the weights have learned from."""
 
 
 def digest(tensors: Tensors) -> str:
     """Return the SHA-256 of tensors: names, types, shapes and bytes."""
+    import torch  # on use: `r3l status` does without it
+
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -39,27 +39,24 @@ def digest(tensors: Tensors) -> str:
 
 
 def publish(path: Path, tensors: Tensors, *, version: int, step: int) -> None:
-    """Replace the published weights; a reader sees the old ones or the new ones.
+    """Replace the weights that the actor follows; a reader sees the old ones or the new ones.
 
-    Not synced to the disk: after a power cut the checksum says whether they are whole.
+    The file is not synced to the disk: after a power cut the checksum tells whether it is whole.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    meta = {"version": str(version), "step": str(step), "sha256": digest(contiguous)}
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    files.remove(part)
-    part.write_bytes(save(contiguous, meta))
-    part.rename(path)
+    save_tensors(path, tensors, {"step": step, "version": version, "sha256": digest(tensors)}, is_synced=False)
 
 
 def read(path: Path) -> Published:
-    """Return published weights whose checksum is right; CheckpointError says what is wrong with others."""
+    """Return published weights; CheckpointError where they are damaged."""
     try:
-        content = files.read(path, MAX_BYTES)
-        tensors = load(content)
-        meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        tensors, texts = load_tensors(path, MAX_BYTES)
+        # R3L 0.1.0 wrote the texts of the actor's weights without "meta".
+        meta = json.loads(texts["meta"]) if "meta" in texts else texts
+        if meta.keys() == {"step"}:
+            return Published(tensors, 0, int(meta["step"]))
         found, checksum = Published(tensors, int(meta["version"]), int(meta["step"])), meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"weights {path} cannot be read ({error})") from error
     if digest(tensors) != checksum:
         raise CheckpointError(f"weights {path} are damaged: they do not match their checksum")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r3l.robot.base import CameraSpec, FloatArray
+from r3l.run.sqlite import open_readonly
 from r3l.run.truth import read_truth
 from r3l.task.base import Task
 
@@ -81,7 +82,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open an SQLite file read-only."""
     if not path.exists():
         raise MissingError(f"{path.name} does not exist: the run has not taken a step yet")
-    return sqlite3.connect(path.absolute().as_uri() + "?mode=ro", uri=True)
+    return open_readonly(path)
 
 
 def read_visits(experience: Path, truth: Path) -> Visits:

@@ -1,4 +1,4 @@
-"""Verify: look at every file of a run directory, and mend what can be mended without losing anything."""
+"""Check of a run directory: every file is read, and repaired where that loses nothing."""
 
 from __future__ import annotations
 
@@ -6,371 +6,348 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from r3l.config.errors import UserError
-from r3l.models.judge import Judge
 from r3l.robot.base import CameraSpec
 from r3l.run import weights
 from r3l.run.checkpoint import LATEST, NAME, read_checkpoint
 from r3l.run.directory import Run
-from r3l.run.files import one_line, strangers, sync_folder, write_file
+from r3l.run.files import GIB, MIB, one_line, strangers, sync_folder, write_file
 from r3l.run.goals import HELD_OUT, META, TRAIN, load_goals
-from r3l.run.jsonl import MAX_BYTES
+from r3l.run.jsonl import MAX_BYTES, lines, parse
+from r3l.run.lock import require_free
 from r3l.run.repair.audit import (
-    SIBLINGS,
     DamagedError,
+    Extent,
     ForeignError,
+    Layout,
     audit_database,
     audit_experience,
-    audit_whole,
     require_size,
 )
-from r3l.run.repair.recover import Extent, Layout, salvage
+from r3l.run.repair.recover import recover, require_whole_log
+from r3l.run.sqlite import SIBLINGS, sibling
 from r3l.run.tensors import CheckpointError, load_tensors, require_finite
 from r3l.task.registry import load_task
 
-MIB, GIB = 1 << 20, 1 << 30
-MAX_JSON_BYTES, MAX_TENSOR_BYTES, MAX_LINE_BYTES = MIB, 4 * GIB, MIB
-LINES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
+MAX_JSON_BYTES, MAX_TENSOR_BYTES = MIB, 4 * GIB
+JSONL = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 GOALS_PART = ".goals.part-*"
-LEFT_OVER = re.compile(
-    r"(config\.json|deadline\.json|board|world|latest|report\.html|film\.webp|experience\.(sqlite|mending)"
+PART = re.compile(
+    r"(config\.json|deadline\.json|board|world|latest|report\.html|film\.webp|experience\.(sqlite|copy|mending)"
     r"|(metrics|evaluations|events)\.jsonl|(judge|acting|step-[0-9]{8,18})\.safetensors)\.part"
 )
+"""Names of files that R3L is writing."""
 EXCHANGE = "experience.mending"
-"""There while a damaged store is exchanged; it names where the damaged one goes."""
+"""Exists while a damaged store is exchanged for the recovered one; holds the new name of the damaged one."""
 
 Kind = Literal["note", "mended", "broken"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something about one file that is not as it should be."""
+class Problem:
+    """A fault of one file."""
 
     path: str
-    """Below the run directory."""
+    """Relative to the run directory."""
     kind: Kind
-    """note: nothing need be done. mended: it was, or in a dry run would be. broken: nothing here can mend it."""
+    """note: no repair is needed. mended: repaired, or repairable in a dry run. broken: R3L cannot repair it."""
     message: str
 
 
 def check(folder: Path, *, is_dry: bool) -> int:
-    """Verify a run directory that no process uses, print what was found, and mend it unless `is_dry`.
+    """Check a run directory that no process uses, print the problems, and repair them unless `is_dry`.
 
-    Returns 0 where all is well or was mended, 2 where something is wrong that nothing here can mend. A dry run changes
-    nothing at all. Whatever is replaced or taken out of use is kept beside, as NAME.damaged-TIME.
+    A dry run changes no file. A file that is replaced or put out of use is kept as NAME.damaged-TIME.
+
+    Returns:
+        0 where every file is well or repaired, 2 where a problem remains.
 
     Raises:
-        UserError: it is no folder, or a process uses the run.
+        UserError: `folder` is no folder, or a process uses the run.
     """
-    found, seen = inspect(folder, is_dry=is_dry)
-    for finding in found:
-        word = {"note": "note", "mended": "to mend" if is_dry else "mended", "broken": "cannot be mended"}[finding.kind]
-        print(f"{finding.path}: {word}: {finding.message}")
-    mended, broken = (sum(finding.kind == kind for finding in found) for kind in ("mended", "broken"))
-    verdict = f"{mended} {'to mend' if is_dry else 'mended'}, {broken} not" if mended or broken else "all is well"
+    problems, seen = inspect(folder, is_dry=is_dry)
+    for problem in problems:
+        word = {"note": "note", "mended": "to mend" if is_dry else "mended", "broken": "cannot be mended"}[problem.kind]
+        print(f"{problem.path}: {word}: {problem.message}")
+    counts = Counter(problem.kind for problem in problems)
+    verdict = f"{counts['mended']} {'to mend' if is_dry else 'mended'}, {counts['broken']} not"
+    verdict = verdict if counts["mended"] or counts["broken"] else "all is well"
     print(f"{folder}: {verdict}{seen and f' ({seen})'}")
-    return 2 if broken else 0
+    return 2 if counts["broken"] else 0
 
 
-def inspect(folder: Path, *, is_dry: bool) -> tuple[list[Finding], str]:
-    """Verify and mend a run directory; return what was found, and in words how much was looked at."""
+def inspect(folder: Path, *, is_dry: bool) -> tuple[list[Problem], str]:
+    """Check and repair a run directory; return the problems, and the number of files of each sort in words."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run directory; see runs/ for runs")
-    found = list(find_strangers(folder))
-    if found:
-        return found, ""
+    foreign = [Problem(str(path.relative_to(folder)), "broken", reason) for path, reason in strangers(folder)]
+    if foreign:
+        return foreign, ""
     try:
         require_size(folder / "config.json", MAX_JSON_BYTES)
         run = Run.open(folder)
     except (UserError, DamagedError, RecursionError) as error:
-        return [Finding("config.json", "broken", one_line(error))], ""
+        return [Problem("config.json", "broken", one_line(error))], ""
     with ExitStack() as stack:
         if is_dry:
-            require_free(run)
+            require_free(run.folder)
         else:
             stack.enter_context(run.lock())
         inspection = Inspection(run, is_dry=is_dry)
-        inspection.look()
-    return inspection.found, inspection.seen
-
-
-def require_free(run: Run) -> None:
-    """Raise UserError where a process uses the run, without taking its lock."""
-    holder = run.holder()
-    if holder is not None:
-        raise UserError(f"{run.folder} is in use by process {holder or 'unknown'}; stop it, or wait for it")
-
-
-def find_strangers(folder: Path) -> Iterator[Finding]:
-    """Yield what has no business in a run directory: links that lead out of it, pipes and devices."""
-    for path, reason in strangers(folder):
-        yield Finding(str(path.relative_to(folder)), "broken", reason)
+        inspection.check_all()
+    return inspection.problems, ", ".join(f"{count} {name}" for name, count in inspection.counts.items())
 
 
 class Inspection:
-    """One look at everything in a run directory."""
+    """One pass over all files of a run directory."""
 
     def __init__(self, run: Run, *, is_dry: bool) -> None:
         self._run, self._is_dry = run, is_dry
         self._stamp = time.strftime("%Y%m%dT%H%M%S")
-        self._counts: dict[str, int] = {}
         self._learned = 0
         """The newest row that a good checkpoint has learned from."""
-        self.found: list[Finding] = []
+        self._layout: Layout | None = None
+        """None while the goal images do not tell the size of a row."""
+        self.problems: list[Problem] = []
+        self.counts: dict[str, int] = {}
 
-    @property
-    def seen(self) -> str:
-        """Return how much was looked at, in words."""
-        return ", ".join(f"{count} {name}" for name, count in self._counts.items())
+    def check_all(self) -> None:
+        """Check every file; a failure of one check is a problem of its file and ends no other check."""
+        run = self._run
+        checks: list[tuple[Path, Callable[[Path], None]]] = [
+            (run.experience, self._check_exchange),
+            (run.folder, self._check_parts),
+            (run.folder, self._check_folders),
+            (run.goals, self._check_goals),
+            (run.checkpoints, self._check_checkpoints),
+            (run.experience, self._check_experience),
+            (run.weights, self._check_weights),
+            (run.judge, self._check_judge),
+            (run.truth, self._check_truth),
+            *((run.folder / name, self._check_lines) for name in JSONL),
+        ]
+        for path, check_file in checks:
+            try:
+                check_file(path)
+            except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+                self._report(path, "broken", f"it cannot be looked at ({one_line(error)}); restore it from a copy")
 
-    def look(self) -> None:
-        """Look at every file, whatever is wrong with the others."""
-        run, layouts = self._run, list[Layout | None]()
-        self._guarded(run.experience, self._look_at_exchange)
-        self._guarded(run.folder, self._look_at_leftovers)
-        self._guarded(run.folder, self._look_at_folders)
-        self._guarded(run.goals, lambda: layouts.append(self._look_at_goals()))
-        self._guarded(run.checkpoints, self._look_at_checkpoints)
-        for layout in layouts:
-            if layout is not None:
-                self._guarded(run.experience, lambda known=layout: self._look_at_experience(known))  # type: ignore[misc]
-        self._guarded(run.weights, self._look_at_weights)
-        self._guarded(run.judge, self._look_at_judge)
-        self._guarded(run.truth, self._look_at_truth)
-        for path in (run.folder / name for name in LINES):
-            self._guarded(path, lambda known=path: self._look_at_lines(known))  # type: ignore[misc]
+    def _report(self, path: Path, kind: Kind, message: str) -> None:
+        self.problems.append(Problem(str(path.relative_to(self._run.folder)), kind, message))
 
-    def _guarded(self, path: Path, look: Callable[[], object]) -> None:
-        """Look at something; what no look foresaw is something wrong with it."""
-        try:
-            look()
-        except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
-            self._say(path, "broken", f"it cannot be looked at ({one_line(error)}); restore it from a copy")
+    def _aside(self, path: Path, prefix: str = "") -> str:
+        """Return a name beside `path` that no file has."""
+        stem = f"{prefix}{path.name}.damaged-{self._stamp}"
+        names = (stem, *(f"{stem}.{number}" for number in range(1, 1000)))
+        return next(name for name in names if not os.path.lexists(path.with_name(name)))
 
-    def _say(self, path: Path, kind: Kind, message: str) -> None:
-        self.found.append(Finding(str(path.relative_to(self._run.folder)), kind, message))
+    def _put_aside(self, path: Path, aside: str) -> None:
+        """Rename a file, and the files that SQLite keeps beside it, unless this is a dry run."""
+        for suffix in SIBLINGS:
+            if not self._is_dry and os.path.lexists(sibling(path, suffix)):
+                sibling(path, suffix).rename(sibling(path.with_name(aside), suffix))
 
-    def _set_aside(self, path: Path, *, prefix: str = "") -> str:
-        """Rename a file, and what SQLite keeps beside it; return its new name. A dry run says it alone."""
-        name = free_aside(path, f"{prefix}{path.name}.damaged-{self._stamp}")
-        for sibling in SIBLINGS:
-            old = path.with_name(path.name + sibling)
-            if not self._is_dry and os.path.lexists(old):
-                old.rename(path.with_name(name + sibling))
-        return name
+    def _retire(self, path: Path, reason: object, consequence: str = "", prefix: str = "") -> None:
+        """Put a file out of use."""
+        aside = self._aside(path, prefix)
+        self._put_aside(path, aside)
+        self._report(path, "mended", f"{reason}; out of use as {aside}{consequence}")
 
-    def _look_at_exchange(self) -> None:
-        """Undo an exchange of the store that was cut off: what was damaged comes back, and is salvaged again."""
-        marker, path = self._run.folder / EXCHANGE, self._run.experience
-        aside = small_text(marker)
+    def _check_exchange(self, path: Path) -> None:
+        """Undo an exchange of the store that was cut off: the damaged store comes back, and is recovered again."""
+        marker = path.with_name(EXCHANGE)
         if not marker.exists():
             return
-        self._say(path, "mended", "a repair of it was cut off; it begins anew")
+        self._report(path, "mended", "a repair of it was cut off; it begins anew")
+        aside = small_text(marker)
         if self._is_dry:
             return
         if aside.startswith(f"{path.name}.damaged-") and "/" not in aside and not path.exists():
-            for sibling in SIBLINGS:
-                old = path.with_name(aside + sibling)
+            for suffix in SIBLINGS:
+                old = sibling(path.with_name(aside), suffix)
                 if old.exists():
-                    old.rename(path.with_name(path.name + sibling))
+                    old.rename(sibling(path, suffix))
         sync_folder(path.parent)
         marker.unlink()
 
-    def _look_at_folders(self) -> None:
-        """Take folders out of use that stand where a file belongs."""
+    def _check_parts(self, folder: Path) -> None:
+        """Remove files that were being written when their process died; files that R3L did not write stay."""
         run = self._run
-        stores = [path.with_name(path.name + each) for path in (run.experience, run.truth) for each in SIBLINGS]
-        others = [run.folder / name for name in (*LINES, "deadline.json", "board", "world", "report.html")]
-        for path in (*stores, *others, run.checkpoints / LATEST, run.acting_weights, run.judge):
-            if path.is_dir():
-                aside = free_aside(path, f"{path.name}.damaged-{self._stamp}")
-                self._say(path, "mended", f"it is a folder where a file belongs; out of use as {aside}")
-                if not self._is_dry:
-                    path.rename(path.with_name(aside))
-
-    def _look_at_leftovers(self) -> None:
-        run = self._run
-        parts = (place.glob("*.part") for place in (run.folder, run.weights, run.checkpoints))
-        hidden = run.checkpoints.glob(".step-*.part")
-        for path in chain((path for path in chain(*parts) if is_left_over(path)), hidden, run.folder.glob(GOALS_PART)):
-            self._say(path, "mended", "left over from a write that was cut off; removed")
+        parts = chain(*(place.glob("*.part") for place in (folder, run.weights, run.checkpoints)))
+        ours = (path for path in parts if path.is_file() and PART.fullmatch(path.name))
+        for path in chain(ours, run.checkpoints.glob(".step-*.part"), folder.glob(GOALS_PART)):
+            self._report(path, "mended", "left over from a write that was cut off; removed")
             if not self._is_dry:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _look_at_goals(self) -> Layout | None:
-        """Look at the goal images; return what a row of experience looks like, None where that cannot be told."""
-        run, folder = self._run, self._run.goals
-        old = run.folder / "goals.old"
+    def _check_folders(self, folder: Path) -> None:
+        """Put folders out of use that have the name of a file."""
+        run = self._run
+        stores = [sibling(path, suffix) for path in (run.experience, run.truth) for suffix in SIBLINGS]
+        others = [folder / name for name in (*JSONL, "deadline.json", "board", "world", "report.html")]
+        for path in (*stores, *others, run.checkpoints / LATEST, run.acting_weights, run.judge):
+            if path.is_dir():
+                aside = self._aside(path)
+                self._report(path, "mended", f"it is a folder where a file belongs; out of use as {aside}")
+                if not self._is_dry:
+                    path.rename(path.with_name(aside))
+
+    def _check_goals(self, folder: Path) -> None:
+        """Check the goal images, which tell the size of a row of experience."""
+        config = self._run.config
+        old = folder.with_name("goals.old")
         if not folder.exists() and old.is_dir():
-            self._say(folder, "mended", "an exchange of the goal images was cut off; the old ones are back")
+            self._report(folder, "mended", "an exchange of the goal images was cut off; the old ones are back")
             folder = old if self._is_dry else old.rename(folder)
         try:
             height, width = image_size(folder)
-            # A task of one's own is a file that would be run; sizes can be had without.
-            task = None if run.config.task.endswith(".py") else load_task(run.config.task)
+            # A task file is a program of the user, and is not run here. The image size is known without it.
+            task = None if config.task.endswith(".py") else load_task(config.task)
             camera = task.rig.camera if task else CameraSpec(width, height)
             goals = load_goals(folder, camera, task.minimum_goals if task else 1)
         except (UserError, DamagedError, RecursionError) as error:
-            self._say(run.goals, "broken", one_line(error))
-            return None
-        self._counts["goal images"] = len(goals.train) + len(goals.held_out)
+            self._report(self._run.goals, "broken", one_line(error))
+            return
+        self.counts["goal images"] = len(goals.train) + len(goals.held_out)
         joints = len(task.rig.joints) if task else None
-        return Layout(camera.height * camera.width * 3, joints, has_diagnostic=run.config.reads_truth)
+        self._layout = Layout(camera.height * camera.width * 3, joints, has_diagnostic=config.reads_truth)
 
-    def _look_at_checkpoints(self) -> None:
-        run, good = self._run, list[str]()
-        found = sorted(path for path in run.checkpoints.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
+    def _check_checkpoints(self, folder: Path) -> None:
+        good = list[str]()
+        found = sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
         for path in found:
             try:
-                self._learned = max(self._learned, learned_from(path))
+                self._learned = max(self._learned, newest_row(path))
                 good.append(path.name)
             except (CheckpointError, DamagedError) as error:
-                aside = self._set_aside(path, prefix=".")
-                self._say(path, "mended", f"{one_line(error)}; out of use as {aside}")
-        self._counts["checkpoints"] = len(good)
+                self._retire(path, one_line(error), prefix=".")
+        self.counts["checkpoints"] = len(good)
         if found and not good:
-            self._say(run.checkpoints, "note", "no good one is left: learning begins anew from the rows there are")
-        latest = run.checkpoints / LATEST
-        if good and small_text(latest) not in good:
-            self._say(latest, "mended", f"it names no good checkpoint; it names {good[-1]} now")
+            self._report(folder, "note", "no good one is left: learning begins anew from the rows there are")
+        if good and small_text(folder / LATEST) not in good:
+            self._report(folder / LATEST, "mended", f"it names no good checkpoint; it names {good[-1]} now")
             if not self._is_dry:
-                write_file(latest, good[-1].encode())
+                write_file(folder / LATEST, good[-1].encode())
 
-    def _look_at_experience(self, layout: Layout) -> None:
-        path = self._run.experience
+    def _check_experience(self, path: Path) -> None:
+        if self._layout is None:
+            return
         try:
-            extent = audit_experience(path, layout)
+            extent = audit_experience(path, self._layout)
+            require_whole_log(path)
         except ForeignError as error:
-            self._say(path, "broken", f"{one_line(error)}; nothing of it is read")
-            return
+            self._report(path, "broken", f"{one_line(error)}; nothing of it is read")
         except DamagedError as error:
-            self._salvage(path, layout, one_line(error))
-            return
-        self._counts["rows"] = extent.rows
-        if not extent.rows and self._learned:
-            lost = f"checkpoints have learned from {self._learned}"
-            self._say(path, "broken", f"there is no row in it, and {lost}; restore it from a copy")
-            return
-        self._tell_missing(path, extent)
+            self._recover(path, self._layout, one_line(error))
+        else:
+            if self._learned and not extent.rows:
+                lost = f"checkpoints have learned from {self._learned}"
+                self._report(path, "broken", f"there is no row in it, and {lost}; restore it from a copy")
+            else:
+                self._report_missing(path, extent)
 
-    def _tell_missing(self, path: Path, extent: Extent) -> None:
+    def _recover(self, path: Path, layout: Layout, damage: str) -> None:
+        """Exchange a damaged store for a new one with all rows that are whole."""
+        size = sum(each.stat().st_size for each in (sibling(path, suffix) for suffix in SIBLINGS) if each.exists())
+        with tempfile.TemporaryDirectory() as scratch:
+            fresh = (Path(scratch) if self._is_dry else path.parent) / f"{path.name}.part"
+            if shutil.disk_usage(fresh.parent).free < 2 * size + 64 * MIB:  # a copy, and the new store
+                need = f"saving its rows takes {2 * size / GIB:.2f} GiB in {fresh.parent}: free the disk"
+                self._report(path, "broken", f"{damage}; {need}")
+                return
+            extent = recover(path, fresh, layout)
+            if not extent.rows:
+                fresh.unlink()
+                advice = "no row of it can be read, so it is left alone: restore it from a copy"
+                self._report(path, "broken", f"{damage}; {advice}")
+                return
+            aside = self._aside(path)
+            if not self._is_dry:
+                write_file(path.with_name(EXCHANGE), aside.encode())
+                self._put_aside(path, aside)
+                fresh.rename(path)
+                sync_folder(path.parent)
+                path.with_name(EXCHANGE).unlink()
+        lost = max(extent.last, self._learned) - extent.rows
+        saved = f"{extent.rows} rows saved, {lost} lost; the damaged one is {aside}"
+        self._report(path, "mended", f"{damage}; {saved}")
+        self._report_missing(path, extent)
+
+    def _report_missing(self, path: Path, extent: Extent) -> None:
+        self.counts["rows"] = extent.rows
         if extent.missing:
-            self._say(
-                path, "note", f"{extent.missing} of the rows up to {extent.last} are missing; nothing joins across"
-            )
+            missing = f"{extent.missing} of the rows up to {extent.last} are missing"
+            self._report(path, "note", f"{missing}; nothing joins across")
         if self._learned > extent.last:
-            self._say(path, "note", f"it ends with row {extent.last}; a checkpoint has learned up to {self._learned}")
+            learned = f"a checkpoint has learned up to {self._learned}"
+            self._report(path, "note", f"it ends with row {extent.last}; {learned}")
 
-    def _salvage(self, path: Path, layout: Layout, damage: str) -> None:
-        """Put a new store of all rows that are still whole in the place of a damaged one."""
-        size = sum(file.stat().st_size for file in siblings(path))
-        if shutil.disk_usage(path.parent).free < size + 64 * MIB:
-            self._say(path, "broken", f"{damage}; saving its rows takes {size / GIB:.2f} GiB: free the disk")
-            return
-        fresh = path.with_name(path.name + ".part")
-        saved = audit_whole(path, layout) if self._is_dry else salvage(path, fresh, layout)
-        if not saved.rows:
-            fresh.unlink(missing_ok=True)
-            self._say(
-                path, "broken", f"{damage}; no row of it can be read, so it is left alone: restore it from a copy"
-            )
-            return
-        if not self._is_dry:
-            write_file(path.with_name(EXCHANGE), free_aside(path, f"{path.name}.damaged-{self._stamp}").encode())
-        aside = self._set_aside(path)
-        if not self._is_dry:
-            fresh.rename(path)
-            sync_folder(path.parent)
-            path.with_name(EXCHANGE).unlink()
-        self._counts["rows"] = saved.rows
-        lost = max(saved.last, self._learned) - saved.rows
-        self._say(path, "mended", f"{damage}; {saved.rows} rows saved, {lost} lost; the damaged one is {aside}")
-        self._tell_missing(path, saved)
-
-    def _look_at_weights(self) -> None:
-        run, count = self._run, 0
-        for path in sorted(run.weights.glob("*.safetensors")):
-            is_acting = path == run.acting_weights
+    def _check_weights(self, folder: Path) -> None:
+        count = 0
+        for path in sorted(folder.glob("*.safetensors")):
             try:
                 require_size(path, MAX_TENSOR_BYTES)
-                require_finite(weights.read(path).tensors if is_acting else load_tensors(path)[0])
+                require_finite(weights.read(path).tensors)
                 count += 1
-            except (CheckpointError, DamagedError, OSError, ValueError) as error:
-                aside = self._set_aside(path)
+            except (CheckpointError, DamagedError) as error:
+                is_acting = path == self._run.acting_weights
                 after = "the learner publishes them anew" if is_acting else "they cannot be evaluated"
-                self._say(path, "mended", f"{one_line(error)}; out of use as {aside}: {after}")
-        self._counts["published weights"] = count
+                self._retire(path, one_line(error), f": {after}")
+        self.counts["published weights"] = count
 
-    def _look_at_judge(self) -> None:
-        path = self._run.judge
+    def _check_judge(self, path: Path) -> None:
         try:
             require_size(path, MAX_TENSOR_BYTES)
             if path.exists():
-                require_finite(dict(Judge.load(path).body.state_dict()))
-        except (CheckpointError, DamagedError) as error:
-            self._say(path, "broken", f"{one_line(error)}; or move it away to go on without")
+                require_finite(load_tensors(path)[0])
+        except (OSError, ValueError, CheckpointError, DamagedError) as error:
+            self._report(path, "broken", f"judge cannot be read ({one_line(error)}); move it away to go on without")
 
-    def _look_at_truth(self) -> None:
-        path = self._run.truth
+    def _check_truth(self, path: Path) -> None:
         try:
             audit_database(path)
         except DamagedError as error:
-            aside = self._set_aside(path)
-            self._say(path, "mended", f"{one_line(error)}; out of use as {aside}: ground truth is recorded anew")
+            self._retire(path, one_line(error), ": ground truth is recorded anew")
 
-    def _look_at_lines(self, path: Path) -> None:
-        """Look at a file of JSON lines: readers pass over a line that is cut off, but stumble over other rubbish."""
+    def _check_lines(self, path: Path) -> None:
+        """Check a file of JSON lines: readers leave out a line that was cut off, other content is taken out."""
         if not path.exists():
             return
         try:
             require_size(path, MAX_BYTES)
         except DamagedError as error:
-            self._say(path, "broken", f"{one_line(error)}: move it away")
+            self._report(path, "broken", f"{one_line(error)}: move it away")
             return
-        kinds = [kind_of(line) for line in lines(path)]
-        if "torn" in kinds:
-            self._say(
-                path, "note", f"{kinds.count('torn')} of its {len(kinds)} lines are cut off; readers leave them out"
+        kinds = [line_kind(line) for line in lines(path)]
+        counts = Counter(kinds)
+        if counts["torn"]:
+            self._report(
+                path, "note", f"{counts['torn']} of its {len(kinds)} lines are cut off; readers leave them out"
             )
-        if "rubbish" not in kinds:
+        if not counts["rubbish"]:
             return
-        kept = [kind == "whole" for kind in kinds]
+        aside, part = self._aside(path), path.with_name(path.name + ".part")
         if not self._is_dry:
-            with path.with_name(path.name + ".part").open("wb") as file:
-                file.writelines(compress(lines(path), kept))
-        aside = self._set_aside(path)
-        if not self._is_dry:
-            path.with_name(path.name + ".part").rename(path)
-        rubbish = f"{kinds.count('rubbish')} of its {len(kinds)} lines hold no record"
-        self._say(path, "mended", f"{rubbish}; it goes on without them, {aside} has them")
-
-
-def free_aside(path: Path, stem: str) -> str:
-    """Return a name beside `path` that begins with `stem`, and that nothing has."""
-    names = (stem, *(f"{stem}.{number}" for number in range(1, 1000)))
-    return next(name for name in names if not os.path.lexists(path.with_name(name)))
-
-
-def is_left_over(path: Path) -> bool:
-    """Return whether this is a write of ours that was cut off: what anybody else put there is left alone."""
-    return path.is_file() and LEFT_OVER.fullmatch(path.name) is not None
-
-
-def siblings(path: Path) -> list[Path]:
-    """Return the files of a database that are there."""
-    return [each for each in (path.with_name(path.name + sibling) for sibling in SIBLINGS) if each.exists()]
+            with part.open("wb") as file:
+                file.writelines(line for line, kind in zip(lines(path), kinds, strict=True) if kind == "whole")
+            self._put_aside(path, aside)
+            part.rename(path)
+        rubbish = f"{counts['rubbish']} of its {len(kinds)} lines hold no record"
+        self._report(path, "mended", f"{rubbish}; it goes on without them, {aside} has them")
 
 
 def small_text(path: Path) -> str:
-    """Return what a small file says; nothing where it cannot be read."""
+    """Return the text of a small file; nothing where it cannot be read."""
     try:
         require_size(path, MAX_JSON_BYTES)
         return path.read_text().strip()
@@ -379,11 +356,7 @@ def small_text(path: Path) -> str:
 
 
 def image_size(goals: Path) -> tuple[int, int]:
-    """Return height and width of goal images, having held what goals.json says against the files there are.
-
-    Raises:
-        DamagedError: it promises others.
-    """
+    """Return height and width of goal images; DamagedError if the folder holds more or fewer than stated."""
     try:
         saved: dict[str, Any] = json.loads(small_text(goals / META))
         height, width = (int(side) for side in saved["image"])
@@ -397,34 +370,27 @@ def image_size(goals: Path) -> tuple[int, int]:
     return height, width
 
 
-def learned_from(path: Path) -> int:
-    """Return the newest row that a checkpoint has learned from; CheckpointError or DamagedError where it is no good."""
+def newest_row(path: Path) -> int:
+    """Return the newest row that a checkpoint has learned from; CheckpointError or DamagedError for a bad one."""
     for file in path.iterdir():
         require_size(file, MAX_TENSOR_BYTES if file.suffix == ".safetensors" else MAX_JSON_BYTES)
     tensors, meta = read_checkpoint(path)
     require_finite(tensors)
     try:
-        learned = int(meta["learner"]["sequence"])
+        sequence = int(meta["learner"]["sequence"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedError("it does not say what it has learned from") from error
-    if learned < 0:
-        raise DamagedError(f"it has learned from {learned} rows")
-    return learned
+    if sequence < 0:
+        raise DamagedError(f"it has learned from {sequence} rows")
+    return sequence
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, those that are longer than any record in pieces."""
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES):
-            yield line
-
-
-def kind_of(line: bytes) -> Literal["whole", "torn", "rubbish"]:
-    """Return whether a line holds a record, was cut off, or holds anything else."""
+def line_kind(line: bytes) -> Literal["whole", "torn", "rubbish"]:
+    """Return whether a line holds a record or is blank, was cut off, or holds anything else."""
     try:
-        text = line.decode()
-        return "whole" if not text.strip() or isinstance(json.loads(text), dict) else "rubbish"
+        parse(line)
     except json.JSONDecodeError:
         return "torn"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "rubbish"
+    return "whole"
