@@ -1,4 +1,4 @@
-"""What a run directory says at one moment, read without the run's lock; nothing in it can make reading fail."""
+"""The content of a run directory at one moment, read without the run's lock; no damaged file makes reading fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TAIL_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class RunView:
-    """What a run directory says at one moment; a file that is missing, torn or of another r3l reads as empty."""
+    """A run directory at one moment; a file that is missing, torn or of another r3l reads as empty."""
 
     run: Run
     time_s: float

@@ -1,4 +1,4 @@
-"""The instrumented environment for baselines and peers' learners: it resets, rewards and tells the truth."""
+"""The environment with resets, true rewards and ground truth, for baselines and for learners of other projects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from r3l.task.registry import load_robot, load_task
 
 
 class ResetsEnv(RobotEnv):
-    """`RobotEnv` with everything a real rig lacks: `reset` places the object anywhere, the reward is the true one."""
+    """`RobotEnv` with what a real rig lacks: `reset` places the object anywhere, and the reward is the true one."""
 
     def __init__(self, task: Task, robot: SimulatedRobot, render_mode: str | None = None) -> None:
         super().__init__(make_safe(robot, task.rig), render_mode)
@@ -47,7 +47,7 @@ class ResetsEnv(RobotEnv):
 
 
 class TrueState(gymnasium.ObservationWrapper[FloatArray, FloatArray, Observed]):
-    """Show [true state, proprioception] as one vector instead of images: what a peer's learner on states needs."""
+    """Observes [true state, proprioception] as one vector instead of images, for learners on states."""
 
     def __init__(self, env: ResetsEnv) -> None:
         super().__init__(env)
@@ -78,6 +78,6 @@ def make(
     known = load_task(task)
     simulated = load_robot(robot, known, diagnostic=True)
     if not isinstance(simulated, SimulatedRobot):
-        raise UserError(f"robot {robot!r} is not simulated: nobody can place its object; use --robot twin")
+        raise UserError(f"robot {robot!r} is not simulated, so that its object cannot be placed; use --robot twin")
     env = ResetsEnv(known, simulated, render_mode)
     return TrueState(env) if true_state else env

@@ -107,7 +107,7 @@ HEALTH = (
     ),
     MetricPlot(
         "Ranking by the classifier",
-        "How well it ranks held-out goal images above other frames. 1 is perfect; a ROC-AUC of 0.5 is chance.",
+        "How well it ranks held-out goal images above other frames. 1 is perfect; an ROC-AUC of 0.5 is chance.",
         "ROC-AUC, average precision",
         (("health/auc", "ROC-AUC", BLUE, "-"), ("health/average_precision", "average precision", ORANGE, "--")),
     ),
