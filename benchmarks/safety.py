@@ -136,7 +136,7 @@ class Wire(Port):  # type: ignore[misc]  # see pyproject: drivers are Any inside
     def write(self, data: bytes, deadline_s: float) -> None:
         servos = list(self._emulator.servos.values())
         for packet in Decoder().feed(data):
-            for _, answer in self._emulator._answers(packet, servos):
+            for _, answer in self._emulator.answers(packet, servos):
                 self._answers += answer
 
     def read(self, deadline_s: float) -> bytes:

@@ -49,9 +49,9 @@ class GymRobot(Robot):
         """
         self._id, self._seed = environment, seed
         self._options = options | {"render_mode": "rgb_array", "disable_env_checker": True, "max_episode_steps": -1}
-        self._env = self._make()
-        self._discrete = isinstance(self._env.action_space, spaces.Discrete)
-        rate = control_hz or float(self._env.metadata.get("render_fps", 10))
+        self.env = self._make()
+        self._discrete = isinstance(self.env.action_space, spaces.Discrete)
+        rate = control_hz or float(self.env.metadata.get("render_fps", 10))
         self._spec = RobotSpec(self._joints(names), rate, camera or CameraSpec())
         self._applied = np.clip(
             np.zeros(len(self._spec.joints), np.float32), self._spec.lower_rad, self._spec.upper_rad
@@ -59,7 +59,7 @@ class GymRobot(Robot):
         self._pending = False
         self._steps = 0
         self._image: Image | None = None
-        self._env.close()
+        self.env.close()
 
     @property
     def spec(self) -> RobotSpec:
@@ -68,15 +68,15 @@ class GymRobot(Robot):
     def connect(self) -> None:
         if self._image is not None:
             raise RobotError(f"environment {self._id} is already connected; close it first")
-        self._env = self._make()
-        self._env.reset(seed=self._seed)
+        self.env = self._make()
+        self.env.reset(seed=self._seed)
         self._image = self._render()
         self._steps, self._pending = 0, False
 
     def observe(self) -> Observation:
         image = self._connected()
         if self._pending:
-            self._env.step(self._action())
+            self.env.step(self._action())
             self._image = image = self._render()
             self._steps += 1
             self._pending = False
@@ -95,7 +95,7 @@ class GymRobot(Robot):
 
     def close(self) -> None:
         if self._image is not None:
-            self._env.close()
+            self.env.close()
             self._image = None
 
     def _make(self) -> gymnasium.Env[Any, Any]:
@@ -112,7 +112,7 @@ class GymRobot(Robot):
         return env
 
     def _joints(self, names: Sequence[str] | None) -> tuple[Joint, ...]:
-        space = self._env.action_space
+        space = self.env.action_space
         if isinstance(space, spaces.Discrete):
             bounds = [(float(space.start), float(space.start + space.n - 1))]
         elif isinstance(space, spaces.Box) and space.is_bounded() and len(space.shape) == 1:
@@ -132,7 +132,7 @@ class GymRobot(Robot):
 
     def _render(self) -> Image:
         try:
-            picture = self._env.render()
+            picture = self.env.render()
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(
                 f"environment {self._id!r} renders with more packages: {error} "

@@ -80,7 +80,7 @@ class Twin(SimulatedRobot):
         self._fingers: list[int] = []
         self._pending_s = 0.0
         self._time_s = 0.0
-        self._worlds: Worlds | None = None
+        self.worlds: Worlds | None = None
         self._nominal: dict[tuple[int, int], tuple[float, float]] = {}
         """Mass and friction of each link in the nominal world."""
         self._late: tuple[FloatArray, float, float] | None = None
@@ -94,7 +94,7 @@ class Twin(SimulatedRobot):
 
     @property
     def camera_settings(self) -> CameraSettings:
-        return {"randomize": REACH["none" if self._worlds is None else self._worlds.level]}
+        return {"randomize": REACH["none" if self.worlds is None else self.worlds.level]}
 
     def connect(self) -> None:
         if self._client is not None:
@@ -119,9 +119,9 @@ class Twin(SimulatedRobot):
         self._time_s = self._pending_s = 0.0
         self._nominal = {}
         self._forget_command()
-        if self._worlds is not None:
-            self._worlds.go_to(0, 0)
-        self._change()
+        if self.worlds is not None:
+            self.worlds.go_to(0, 0)
+        self.apply_variation()
         self._place_fingers(self._home_rad)
 
     def observe(self) -> Observation:
@@ -129,8 +129,8 @@ class Twin(SimulatedRobot):
         if self._pending_s > 0.0:
             self._advance(round(self._pending_s * SUBSTEPS_PER_S))
             self.end_period(self._pending_s)
-            if self._worlds is not None and self._worlds.tick():
-                self._change()
+            if self.worlds is not None and self.worlds.tick():
+                self.apply_variation()
         state = self.scene.state() if self._diagnostic else np.zeros(0, np.float32)
         image, joint_rad = self._seen or (self._render(), self._joint_rad())
         if self._actuators is not None:
@@ -152,9 +152,9 @@ class Twin(SimulatedRobot):
 
     def _lags(self, most: int) -> tuple[int, int]:
         """Return the delay of commands and of observations in substeps."""
-        if self._worlds is None:
+        if self.worlds is None:
             return 0, 0
-        found = self._worlds.current
+        found = self.worlds.current
         delay, latency = (round(lag_s * SUBSTEPS_PER_S) for lag_s in (found.delay_s, found.latency_s))
         return min(delay, most), min(latency, most)
 
@@ -172,8 +172,8 @@ class Twin(SimulatedRobot):
 
     def _send(self, target_rad: FloatArray, torque_nm: float, speed_rad_s: float) -> None:
         """Drive the joints, at once or after the delay of this world."""
-        if self._worlds is not None:
-            torque_nm *= self._worlds.current.strength
+        if self.worlds is not None:
+            torque_nm *= self.worlds.current.strength
         if self._lags(1)[0]:
             self._late = (target_rad.copy(), torque_nm, speed_rad_s)
         else:
@@ -185,16 +185,16 @@ class Twin(SimulatedRobot):
         self._forget_command()
 
     def vary(self, level: str, seed: int) -> None:
-        self._worlds = Worlds(level, seed, 1 / self._spec.control_hz)
+        self.worlds = Worlds(level, seed, 1 / self._spec.control_hz)
         self._forget_command()
         if self._client is not None:
-            self._change()
+            self.apply_variation()
 
-    def _change(self) -> None:
+    def apply_variation(self) -> None:
         """Apply the current variation to the world."""
-        if self._worlds is None:
+        if self.worlds is None:
             return
-        client, found = self._connected(), self._worlds.current
+        client, found = self._connected(), self.worlds.current
         for body in (*self._fingers, *self.scene.bodies):
             for link in range(-1, client.getNumJoints(body)):
                 mass, friction = self._nominal.setdefault((body, link), client.getDynamicsInfo(body, link)[:2])
@@ -204,9 +204,9 @@ class Twin(SimulatedRobot):
 
     def _varied(self, image: Image) -> Image:
         """Return an image as this world's camera shows it."""
-        if self._worlds is None:
+        if self.worlds is None:
             return image.copy()
-        return self._worlds.current.seen(image, self._worlds.noise())
+        return self.worlds.current.seen(image, self.worlds.noise())
 
     # What emulated servos move the fingers with
 
@@ -266,9 +266,9 @@ class Twin(SimulatedRobot):
                 self._place_fingers(self._home_rad)
         self._pending_s = 0.0
         self._forget_command()
-        if self._worlds is not None:
-            self._worlds.go_to(self._worlds.number + 1, 0)
-        self._change()
+        if self.worlds is not None:
+            self.worlds.go_to(self.worlds.number + 1, 0)
+        self.apply_variation()
 
     def view(self, side: int) -> Image:
         """Return a picture from in front and above, the viewpoint of a person."""
@@ -310,15 +310,15 @@ class Twin(SimulatedRobot):
                 client.resetJointState(body, joint, next(numbers), next(numbers))
         self._drive(self._joint_rad(), MAX_TORQUE_NM)
         self._forget_command()
-        if self._worlds is not None:
-            self._worlds.go_to(*(int(max(each, 0)) for each in islice(numbers, 2)))
-        self._change()
+        if self.worlds is not None:
+            self.worlds.go_to(*(int(max(each, 0)) for each in islice(numbers, 2)))
+        self.apply_variation()
         if self._actuators is not None and next(numbers):
             self._actuators.goal_rad = np.array(list(numbers), np.float32)
 
     def _world_numbers(self) -> list[float]:
         """Return the number of the varied world; empty without variation."""
-        return [] if self._worlds is None else [float(self._worlds.number), float(self._worlds.periods)]
+        return [] if self.worlds is None else [float(self.worlds.number), float(self.worlds.periods)]
 
     def _forget_command(self) -> None:
         """Clear the joints' target, delayed commands and delayed observations."""
@@ -341,14 +341,24 @@ class Twin(SimulatedRobot):
     def occlusion(self) -> float:
         """Return the share of the object's pixels that the fingers hide from the camera, in [0, 1]."""
         client = self._connected()
-        seen = self._object_pixels()
+        seen = self.object_pixels()
         saved = [client.getBasePositionAndOrientation(body) for body in self._fingers]
         for body in self._fingers:
             client.resetBasePositionAndOrientation(body, [0, 0, 100], [0, 0, 0, 1])
-        whole = self._object_pixels()
+        whole = self.object_pixels()
         for body, (position, orientation) in zip(self._fingers, saved, strict=True):
             client.resetBasePositionAndOrientation(body, position, orientation)
         return 1.0 - seen / max(whole, 1)
+
+    @property
+    def client(self) -> Any:
+        """The pybullet client of the connected twin, for scenes that move their bodies themselves."""
+        return self._connected()
+
+    @property
+    def fingers(self) -> list[int]:
+        """The pybullet bodies of the fingers."""
+        return self._fingers
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -396,10 +406,11 @@ class Twin(SimulatedRobot):
         return np.ascontiguousarray(pixels), bodies
 
     def _render(self) -> Image:
-        pose = None if self._worlds is None else self._worlds.current.pose(self.scene.camera)
+        pose = None if self.worlds is None else self.worlds.current.pose(self.scene.camera)
         return self._camera_image(self._spec.camera.width, self._spec.camera.height, pose)[0]
 
-    def _object_pixels(self) -> int:
+    def object_pixels(self) -> int:
+        """Return the number of pixels of an image of 96 x 96 that show the object."""
         _, bodies = self._camera_image(96, 96)
         ids = np.asarray(bodies).reshape(-1)
         return int(np.isin(np.where(ids < 0, -1, ids & ((1 << 24) - 1)), self.scene.bodies).sum())

@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Run:
 
 @contextmanager
 def connected(path: Path) -> Iterator[socket.socket]:
-    with control._address(path) as address, socket.socket(socket.AF_UNIX) as connection:
+    with control.short_address(path) as address, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2 * TIMEOUT_S)
         connection.connect(address)
         yield connection

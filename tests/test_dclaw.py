@@ -238,7 +238,7 @@ def test_a_warm_servo_rests_until_it_is_cool(moving: EmulatedClaw) -> None:
 
 def test_a_hot_servo_ends_the_work(moving: EmulatedClaw) -> None:
     for servo in moving.servos.values():
-        servo._set("temperature_limit", 100)  # as if the servo's own limit were not there
+        servo.set_counts("temperature_limit", 100)  # as if the servo's own limit were not there
     moving.servos[30].temperature_c = 72.0
     found = stay(moving, 2)
     assert ("latched-finger2_swing", "stop") in {(each.name, each.action) for each in found}
@@ -307,7 +307,7 @@ def test_a_watchdog_that_stopped_the_servos_is_cleared(moving: EmulatedClaw) -> 
 
 
 def test_settings_that_somebody_changed_are_made_again(moving: EmulatedClaw) -> None:
-    moving.servos[31]._set("profile_velocity", 0)  # as fast as it can
+    moving.servos[31].set_counts("profile_velocity", 0)  # as fast as it can
     found = stay(moving, len(IDS) + 1)
     assert names(found) == ["settings-finger2_curl"]
     assert moving.servos[31].value("profile_velocity") == pytest.approx(moving.rig.strength.speed_rad_s, abs=0.03)
@@ -393,7 +393,7 @@ def test_a_servo_that_did_not_hear_relax_is_told_again(moving: EmulatedClaw) -> 
 
 def test_connecting_to_a_servo_that_is_deaf_for_a_while_leaves_no_torque(claw: EmulatedClaw) -> None:
     deaf = claw.servos[20]
-    deaf._set("torque_enable", 1)
+    deaf.set_counts("torque_enable", 1)
     answer, until_s = deaf.answer, time.monotonic() + 0.6
     deaf.answer = lambda packet: answer(packet) if time.monotonic() > until_s else None
     with contextlib.suppress(RobotError):
@@ -421,8 +421,8 @@ def test_a_joint_beyond_the_servos_end_is_where_it_is(claw: EmulatedClaw) -> Non
 
 
 def test_what_other_programs_set_is_undone_before_anything_is_measured(claw: EmulatedClaw) -> None:
-    claw.servos[10]._set("homing_offset", 1024)
-    claw.servos[11]._set("status_return_level", 0)
+    claw.servos[10].set_counts("homing_offset", 1024)
+    claw.servos[11].set_counts("status_return_level", 0)
     claw.connect()
     assert claw.observe().joint_rad == pytest.approx(REST_RAD, abs=0.01)
 
@@ -475,9 +475,12 @@ def test_what_is_no_pose_is_refused_in_one_line(moving: EmulatedClaw, target: ob
     [
         (lambda claw: claw.emulator.faults.silent.update(IDS), "none of the servos .* answers.*r3l doctor"),
         (lambda claw: claw.emulator.faults.silent.add(12), r"servo 12 \(finger0_tip\) not found"),
-        (lambda claw: claw.servos[12]._set("id", 11), "two servos answer as 11"),
-        (lambda claw: [each._set("baud_rate", 1) for each in claw.servos.values()], "at 1000000 baud, nothing does"),
-        (lambda claw: claw.servos[20]._set("model_number", 1020), "is a XM430-W350, expected XM430-W210"),
+        (lambda claw: claw.servos[12].set_counts("id", 11), "two servos answer as 11"),
+        (
+            lambda claw: [each.set_counts("baud_rate", 1) for each in claw.servos.values()],
+            "at 1000000 baud, nothing does",
+        ),
+        (lambda claw: claw.servos[20].set_counts("model_number", 1020), "is a XM430-W350, expected XM430-W210"),
         (lambda claw: setattr(claw.servos[20], "voltage_v", 15.0), r"15.0 V, expected 10.5 to 14 V"),
         (lambda claw: claw.emulator.unplug(), "is not there"),
         (lambda claw: claw.servos[22].fail(HardwareError.OVERLOAD), "servo 22 .*overload.*r3l doctor"),
@@ -487,13 +490,13 @@ def test_what_is_wrong_at_connect_is_one_line_and_no_torque(
     claw: EmulatedClaw, break_it: Callable[[EmulatedClaw], object], expected: str
 ) -> None:
     for servo in claw.servos.values():
-        servo._set("torque_enable", 1)  # as a process left it that was killed
+        servo.set_counts("torque_enable", 1)  # as a process left it that was killed
     break_it(claw)
-    claw.emulator.servos = {servo.id: servo for servo in claw.emulator._every}
+    claw.emulator.servos = {servo.id: servo for servo in claw.emulator.chain}
     with pytest.raises(RobotError, match=expected) as raised:
         claw.connect()
     assert "\n" not in str(raised.value)
-    heard = [servo for servo in claw.emulator._every if servo.counts("baud_rate") == 3 and claw.emulator._master >= 0]
+    heard = [servo for servo in claw.emulator.chain if servo.counts("baud_rate") == 3 and claw.emulator.is_plugged_in]
     assert not any(servo.is_on for servo in heard)
     assert not claw.hand.bus.port.is_open
 
@@ -642,7 +645,7 @@ def test_after_a_kill_servos_hold_until_another_process_relaxes_them(claw: Emula
 
 def test_relaxing_in_place_of_another_needs_no_whole_hand(claw: EmulatedClaw) -> None:
     for servo in claw.servos.values():
-        servo._set("torque_enable", 1)
+        servo.set_counts("torque_enable", 1)
     claw.servos[22].fail(HardwareError.OVERHEATING)
     claw.emulator.faults.silent.add(10)
     with pytest.raises(RobotError, match=r"servo 10 .*did not confirm"):

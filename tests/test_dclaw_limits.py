@@ -36,12 +36,11 @@ def test_the_fingers_are_where_the_twins_are() -> None:
     rng = np.random.default_rng(0)
     with robot:
         for _ in range(20):
-            pose = robot._random_pose(rng)
-            robot._place_fingers(pose)
-            points = KINEMATICS.points(pose)
+            robot.command(rng.uniform(LOWER, UPPER).astype(np.float32))
+            points = KINEMATICS.points(np.array([angle for angle, _, _ in robot.joint_states()]))
             for finger in range(3):
-                place, turn = robot._client.getLinkState(robot._fingers[finger], 2, computeForwardKinematics=1)[4:6]
-                axes = np.array(robot._client.getMatrixFromQuaternion(turn)).reshape(3, 3)
+                place, turn = robot.client.getLinkState(robot.fingers[finger], 2, computeForwardKinematics=1)[4:6]
+                axes = np.array(robot.client.getMatrixFromQuaternion(turn)).reshape(3, 3)
                 assert points[finger, 1] == pytest.approx(place, abs=1e-6)
                 assert points[finger, 2] == pytest.approx(place + axes @ [0, 0, -0.068], abs=1e-6)
 

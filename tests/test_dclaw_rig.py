@@ -178,13 +178,13 @@ def test_a_wiggle_moves_every_joint_and_finds_the_one_that_is_held(claw: Emulate
             marks=pytest.mark.slow,
         ),
         (
-            lambda claw: [each._set("baud_rate", 1) for each in claw.servos.values()],
+            lambda claw: [each.set_counts("baud_rate", 1) for each in claw.servos.values()],
             "answer at 57600 baud, not at 1000000",
         ),
-        (lambda claw: claw.servos[12]._set("id", 13), r"servo 12 \(finger0_tip\) does not answer; 13 are there"),
-        (lambda claw: claw.servos[12]._set("id", 11), "2 servos answer as 11"),
-        (lambda claw: claw.servos[20]._set("model_number", 1020), "is a XM430-W350, expected XM430-W210"),
-        (lambda claw: claw.servos[20]._set("firmware_version", 30), "has firmware 30, no watchdog"),
+        (lambda claw: claw.servos[12].set_counts("id", 13), r"servo 12 \(finger0_tip\) does not answer; 13 are there"),
+        (lambda claw: claw.servos[12].set_counts("id", 11), "2 servos answer as 11"),
+        (lambda claw: claw.servos[20].set_counts("model_number", 1020), "is a XM430-W350, expected XM430-W210"),
+        (lambda claw: claw.servos[20].set_counts("firmware_version", 30), "has firmware 30, no watchdog"),
         (lambda claw: setattr(claw.servos[20], "voltage_v", 9.8), "9.8 V, expected 10.5 to 14 V"),
         (lambda claw: setattr(claw.servos[20], "temperature_c", 55.0), "at most 55 °C .*let it cool"),
         (
@@ -206,7 +206,7 @@ def test_what_a_first_time_user_gets_wrong_is_found(
 
 
 def test_settings_that_a_run_changes_are_told(claw: EmulatedClaw, tmp_path: Path) -> None:
-    claw.servos[10]._set("homing_offset", 100)
+    claw.servos[10].set_counts("homing_offset", 100)
     found = [line.text for line in look(claw, tmp_path)]
     assert any(re.match(r"setting homing_offset: 10 has 0.15", text) for text in found)
     assert any(text.startswith("setting operating_mode: ") for text in found)

@@ -132,8 +132,8 @@ def test_no_fault_of_the_wire_makes_a_wrong_value(bus: Bus, emulator: Emulator, 
     emulator.faults = faults
     blocks = [BLOCK, (132, 4), (144, 2), (146, 1), (116, 4), (6, 1), (7, 1), (11, 1), (108, 4), (112, 4)]
     for servo in emulator.servos.values():  # all that is read differs, so that no answer passes for another
-        servo._set("goal_position", 100 + servo.id)
-        servo._set("profile_velocity", 200 + servo.id)
+        servo.set_counts("goal_position", 100 + servo.id)
+        servo.set_counts("profile_velocity", 200 + servo.id)
     missing = asked = 0
     for turn in range(150):
         block = blocks[turn % len(blocks)]

@@ -329,7 +329,7 @@ def test_dynamixel_sdk_registers_reboots_clears_and_resets(sdk: Sdk, emulator: E
     assert sdk.reboot(1) == (0, 0)
     time.sleep(2 * REBOOT_S)
     assert sdk.read4ByteTxRx(1, 112) == (0, 0, 0)
-    emulator.servos[3]._set("return_delay_time", 0)
+    emulator.servos[3].set_counts("return_delay_time", 0)
     assert sdk.factoryReset(3, 2) == (0, 0)
     assert emulator.servos[3].counts("return_delay_time") == 250
 

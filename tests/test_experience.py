@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,9 +160,19 @@ def test_a_file_overwritten_in_the_middle_is_refused_at_the_latest_when_it_is_re
         rows_of(path)
 
 
-def test_a_full_disk_is_a_store_error_and_every_acknowledged_row_is_kept(path: Path) -> None:
+def test_a_full_disk_is_a_store_error_and_every_acknowledged_row_is_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remembered(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(connect(*arguments, **options))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remembered)
     store = ExperienceStore(path, SHAPE)
-    store._connection.execute("PRAGMA max_page_count=40")
+    connections[0].execute("PRAGMA max_page_count=40")
     acknowledged: list[int] = []
 
     def fill() -> None:
@@ -365,8 +376,9 @@ def test_a_slow_consumer_keeps_no_transaction_open(path: Path, store: Experience
     rows = reader.rows()
     next(rows)
     log = path.with_name(path.name + "-wal")
-    store._connection.execute("PRAGMA busy_timeout=0")
-    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA busy_timeout=0")
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert log.stat().st_size == 0
     store.append(make_row(3))
     assert next(rows).sequence == 2

@@ -193,16 +193,14 @@ def test_what_exists_is_never_overwritten(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("crash", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_crash_midway_leaves_nothing(crash: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = goals._write
-    written: list[Path] = []
+    synced: list[int] = []
 
-    def failing(path: Path, content: bytes) -> None:
-        if len(written) == 3:
+    def failing(descriptor: int) -> None:
+        if len(synced) == 3:
             raise crash
-        written.append(path)
-        write(path, content)
+        synced.append(descriptor)
 
-    monkeypatch.setattr(goals, "_write", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     expected = UserError if isinstance(crash, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save_goals(tmp_path / "goals", noise(6), noise(2), task="valve", robot="twin", source="x")

@@ -36,7 +36,7 @@ def test_the_world_does_what_the_environment_does(name: str) -> None:
             robot.command(target)
             robot.observe()
             reference.step(target)
-            assert robot._env.unwrapped.state == pytest.approx(reference.state)  # type: ignore[attr-defined]
+            assert robot.env.unwrapped.state == pytest.approx(reference.state)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -60,7 +60,7 @@ def test_the_end_of_an_episode_and_a_time_limit_are_passed_over() -> None:
         for _ in range(limit + 50):
             robot.command(np.full(1, 1.0 if speed >= 0 else -1.0, np.float32))
             robot.observe()
-            place, speed = robot._env.unwrapped.state
+            place, speed = robot.env.unwrapped.state
             places.append(float(place))
     assert max(places) > 0.45  # the environment's goal: an episode ends there
     assert np.abs(np.diff(places)).max() < 0.1  # and nothing jumped back to the start
@@ -75,7 +75,7 @@ def test_a_discrete_action_is_a_rounded_joint() -> None:
             robot.command(np.full(1, value, np.float32))
             robot.observe()
             reference.step(action)
-            assert robot._env.unwrapped.state == pytest.approx(reference.state)  # type: ignore[attr-defined]
+            assert robot.env.unwrapped.state == pytest.approx(reference.state)  # type: ignore[attr-defined]
 
 
 def test_an_unknown_environment_names_the_nearest() -> None:
@@ -109,7 +109,7 @@ def test_wrappers_that_an_environment_is_registered_with_act(monkeypatch: pytest
         assert (robot.spec.lower_rad, robot.spec.upper_rad) == (-1.0, 1.0)
         robot.command(0.7 * one)
         robot.observe()
-        assert robot._env.unwrapped.last_u == pytest.approx(1.4)
+        assert robot.env.unwrapped.last_u == pytest.approx(1.4)
 
 
 @pytest.mark.parametrize("name", ["nomodule:Env-v0", "LunarLander-v3", "Ant-v5"])

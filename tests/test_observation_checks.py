@@ -31,7 +31,7 @@ RNG = np.random.default_rng(0)
 SCENE = np.kron(RNG.integers(40, 200, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 """A background with edges everywhere."""
 
-RunView = tuple[Observation, FloatArray | None, float]
+Reading = tuple[Observation, FloatArray | None, float]
 
 
 def seen(image: Image, joint_rad: NDArray[np.floating[Any]] | None = None) -> Observation:
@@ -44,7 +44,7 @@ def noisy(image: Image = SCENE) -> Image:
     return shown
 
 
-def good() -> RunView:
+def good() -> Reading:
     return seen(noisy()), np.zeros(3, np.float32), PERIOD_S
 
 
@@ -57,18 +57,18 @@ def checks_of(config: ChecksConfig | None = None, *, is_simulated: bool = False)
     )
 
 
-def last(checks: ObservationChecks, looks: list[RunView]) -> Trouble | None:
-    """Return what the last of some looks finds; all before it find nothing."""
-    for look in looks[:-1]:
+def last(checks: ObservationChecks, readings: list[Reading]) -> Trouble | None:
+    """Return the finding of the last reading; all readings before it pass."""
+    for look in readings[:-1]:
         assert checks.check(*look) is None
-    return checks.check(*looks[-1])
+    return checks.check(*readings[-1])
 
 
-def bad(name: str) -> list[RunView]:
-    """Return looks of which the last fails the check `name`, by the default config."""
+def bad(name: str) -> list[Reading]:
+    """Return readings of which the last fails the check `name` with the default config."""
     resting, away = np.zeros(3, np.float32), np.full(3, 0.9, np.float32)
     image = noisy()
-    looks: dict[str, list[RunView]] = {
+    readings: dict[str, list[Reading]] = {
         "dark": [(seen(noisy() // 32), None, PERIOD_S)],
         "saturated": [(seen(np.full_like(SCENE, 255)), None, PERIOD_S)],
         "frozen": [(seen(image), None, PERIOD_S)] * 5,
@@ -77,7 +77,7 @@ def bad(name: str) -> list[RunView]:
         "joint_frozen": [(seen(noisy(), resting), away, PERIOD_S) for _ in range(10)],
         "moved": [(seen(noisy(np.roll(SCENE, 2, 1))), None, PERIOD_S) for _ in range(ENOUGH)],
     }
-    return looks[name]
+    return readings[name]
 
 
 @pytest.mark.parametrize("name", ChecksConfig.__dataclass_fields__)
@@ -130,11 +130,10 @@ def test_goal_images_say_how_dark_and_how_bright_pictures_may_be() -> None:
 
 def test_a_frozen_camera_stays_frozen_until_it_shows_something_new() -> None:
     checks = checks_of()
-    last(checks, bad("frozen"))
-    still = checks._image
-    assert still is not None
+    readings = bad("frozen")
+    last(checks, readings)
     for _ in range(20):
-        finding = checks.check(seen(still), None, PERIOD_S)
+        finding = checks.check(*readings[-1])
         assert finding is not None
         assert finding.name == "frozen"
     assert checks.check(*good()) is None
@@ -221,7 +220,7 @@ def test_frozen_joints_stay_so_while_paused_and_pass_with_a_new_reading() -> Non
     assert checks.check(seen(noisy(), np.full(3, 1e-3)), None, PERIOD_S) is None
 
 
-def test_a_camera_put_back_is_believed_after_some_looks_and_not_before() -> None:
+def test_a_camera_put_back_is_believed_after_some_readings_and_not_before() -> None:
     checks = checks_of()
     last(checks, bad("moved"))
     away = [(seen(noisy(np.roll(SCENE, 2, 1))), None, PERIOD_S) for _ in range(RECENT)]
@@ -241,11 +240,11 @@ def test_goals_without_anything_constant_tell_nothing_about_the_camera(goals: ND
 
 def test_a_look_takes_well_under_a_millisecond() -> None:
     checks = checks_of()
-    looks = [good() for _ in range(2 * ENOUGH)]
+    readings = [good() for _ in range(2 * ENOUGH)]
     began_s = time.process_time()
-    for look in looks:
+    for look in readings:
         checks.check(*look)
-    assert (time.process_time() - began_s) / len(looks) < 1e-3
+    assert (time.process_time() - began_s) / len(readings) < 1e-3
 
 
 # Ordinary running
@@ -258,12 +257,12 @@ class Rollout:
     task: str
     goals: NDArray[np.uint8]
     joints: tuple[Joint, ...]
-    looks: list[RunView]
+    readings: list[Reading]
 
     def finding(self, change: str = "") -> Trouble | None:
         """Return the first finding where every image is changed in one way."""
         checks = ObservationChecks(ChecksConfig(), self.joints, HZ, self.goals, identical_frames="at rest")
-        for observation, target, elapsed_s in self.looks:
+        for observation, target, elapsed_s in self.readings:
             found = checks.check(replace(observation, image=CHANGES[change](observation.image)), target, elapsed_s)
             if found is not None:
                 return found
@@ -301,7 +300,7 @@ def roll(task_name: str, robot_name: str, actions: Iterator[FloatArray], steps: 
     assert isinstance(robot, SimulatedRobot)
     safe = make_safe(robot, task.rig)
     env = RobotEnv(safe)
-    looks: list[RunView] = []
+    readings: list[Reading] = []
     try:
         env.reset()
         goals = goals_of(task, robot, robot_name)
@@ -309,8 +308,8 @@ def roll(task_name: str, robot_name: str, actions: Iterator[FloatArray], steps: 
         for step in range(steps):
             if step % 50 == 0:
                 move(safe, task.rig.home_rad, 8)
-            looks.append((env.act(next(actions)).observation, safe.newest_target, PERIOD_S))
-        return Rollout(task_name, goals, safe.spec.joints, looks)
+            readings.append((env.act(next(actions)).observation, safe.newest_target, PERIOD_S))
+        return Rollout(task_name, goals, safe.spec.joints, readings)
     finally:
         env.close()
 
@@ -352,7 +351,9 @@ def test_a_robot_that_rests_or_pushes_against_the_valve_raises_nothing(pose: flo
     actions = iter([np.full(9, pose, np.float32)] * 100)
     found = roll("valve", "twin", actions, 100)
     assert found.finding() is None
-    blocked = max(float(np.abs(target - seen.joint_rad).max()) for seen, target, _ in found.looks if target is not None)
+    blocked = max(
+        float(np.abs(target - seen.joint_rad).max()) for seen, target, _ in found.readings if target is not None
+    )
     assert pose == 0.0 or blocked > 0.2
 
 

@@ -120,8 +120,9 @@ def test_sampled_actions_repeat_with_the_generator_and_the_mean_without() -> Non
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_noise_is_standard_normal_and_resembles_the_last_steps_as_configured(correlation: float) -> None:
     encoder, latents = encoder_of("latent")
-    policies = Policies(encoder, actors_of(latents), WINDOW, CPU, noise_correlation=correlation)
-    for actor in policies._actors.values():
+    actors = actors_of(latents)
+    policies = Policies(encoder, actors, WINDOW, CPU, noise_correlation=correlation)
+    for actor in actors.values():
         for parameter in actor.body[-1].parameters():
             torch.nn.init.zeros_(parameter)
     see(policies, rows_of(1)[0])

@@ -92,7 +92,7 @@ def test_goal_images_like_random_frames_are_refused(goals: Goals, tmp_path: Path
     task = load_task("valve")
     robot = load_robot("fake", task)
     assert isinstance(robot, SimulatedRobot)
-    frames, _ = preflight._probe(robot, task)
+    frames, _ = preflight.probe(robot, task)
     drawn = np.random.default_rng(0).choice(len(frames), 24)
     found = check(tiny(), task, Goals(frames[drawn], frames[drawn[:4]], goals.meta), tmp_path)
     assert "goal images look like random frames" in refusal(found)

@@ -17,7 +17,7 @@ from r3l.hardware.twin import Twin
 from r3l.robot.base import FloatArray, Image, Observation
 from r3l.robot.env import RobotEnv
 from r3l.robot.monitor import MAX_SKIPPED, MIN_PASSES, Monitor
-from r3l.robot.safety import make_safe
+from r3l.robot.safety import SafeRobot, make_safe
 from r3l.robot.scripted_moves import move
 from r3l.robot.stuck import StuckDetector
 from r3l.task.registry import load_robot, load_task
@@ -166,18 +166,18 @@ def test_what_goes_wrong_while_something_else_is_wrong_is_told_and_waited_for(mo
     monitor, images = monitor_of(replace(SMALL, checks=ChecksConfig()), events)
     good, nothing = load_task("valve").rig.home_rad, np.zeros(0, np.float32)
 
-    def look(image: NDArray[np.uint8], joints: FloatArray, time_s: float) -> None:
-        monkeypatch.setattr(monitor._robot, "observe", lambda: Observation(image, joints, time_s, nothing))
+    def recheck(image: NDArray[np.uint8], joints: FloatArray, time_s: float) -> None:
+        monkeypatch.setattr(SafeRobot, "observe", lambda robot: Observation(image, joints, time_s, nothing))
         monitor.recheck()
 
     monitor.inspect(Observation(images[0] // 64, good, 0.0, nothing))
     assert monitor.trouble is not None
     assert monitor.trouble.name == "dark"
-    look(images[1], np.full(9, np.nan, np.float32), 1.0)
+    recheck(images[1], np.full(9, np.nan, np.float32), 1.0)
     assert monitor.trouble.name == "joint_impossible"
     for second in range(MIN_PASSES):
         assert monitor.trouble is not None
-        look(images[second], good + 1e-3 * np.float32(second), 2.0 + second)
+        recheck(images[second], good + 1e-3 * np.float32(second), 2.0 + second)
     assert monitor.trouble is None
     kinds = [event.split(":")[0] for event in events]
     assert kinds == ["check-dark", "check-joint_impossible"] * 2
@@ -262,7 +262,7 @@ class Hand:
 
 def freeze(twin: Twin) -> None:
     """Fix the object where it is."""
-    client, body = twin._connected(), twin.scene.bodies[0]
+    client, body = twin.client, twin.scene.bodies[0]
     client.changeDynamics(body, -1, mass=0)
     for joint in range(client.getNumJoints(body)):
         place = client.getJointState(body, joint)[0]
@@ -271,7 +271,7 @@ def freeze(twin: Twin) -> None:
 
 def turn_valve(twin: Twin, degrees: float) -> None:
     body = twin.scene.bodies[0]
-    angle = twin._connected().getJointState(body, 0)[0] + np.radians(degrees)
+    angle = twin.client.getJointState(body, 0)[0] + np.radians(degrees)
     twin.scene.place(np.array([angle], np.float32))
     freeze(twin)
 

@@ -133,7 +133,7 @@ def test_the_camera_sees_the_object_wherever_it_starts(task: Task, twin: Twin) -
     for start in task.start_states(8, 0):
         twin.place(start)
         assert twin.occlusion() < 0.5
-        assert twin._object_pixels() > 100
+        assert twin.object_pixels() > 100
 
 
 def place_beads(twin: Twin, *places: float) -> None:
@@ -152,7 +152,7 @@ def test_beads_push_one_another_and_stop_at_the_ends_of_their_travel() -> None:
     task = Beads()
     with from_task(task) as twin:
         place_beads(twin, -1, -1, -1, -1)
-        body, client = twin.scene.bodies[0], twin._client
+        body, client = twin.scene.bodies[0], twin.client
         before = twin.truth()["bead3_m"]
         client.setJointMotorControl2(body, 0, client.VELOCITY_CONTROL, targetVelocity=0.5, force=5.0)
         after = rest(task, twin, 10)
@@ -216,7 +216,7 @@ def test_reposition_slides_back_from_anywhere_on_the_border(radius_m: float, pla
     task = Reposition()
     with from_task(task) as twin:
         rest(task, twin, 5)
-        client, body = twin._client, twin.scene.bodies[0]
+        client, body = twin.client, twin.scene.bodies[0]
         where = [radius_m * math.cos(place_rad), radius_m * math.sin(place_rad), 0.08]
         client.resetBasePositionAndOrientation(body, where, client.getQuaternionFromEuler([0, 0, place_rad]))
         # A finger at home may hold it up; a finger that moves lets it pass, or pulls it in.
@@ -233,7 +233,7 @@ def test_reposition_comes_back_when_it_is_flung(speed_m_s: float) -> None:
         for way_rad in (0.5, 2.6, 4.7):
             twin.place(np.zeros(3, np.float32))
             speed = [speed_m_s * math.cos(way_rad), speed_m_s * math.sin(way_rad), 0.5]
-            twin._client.resetBaseVelocity(twin.scene.bodies[0], speed, [0, 0, 0])
+            twin.client.resetBaseVelocity(twin.scene.bodies[0], speed, [0, 0, 0])
             found = [rest(task, twin, 40), *held_random(task, twin, 60)]
             assert min(truth["distance_m"] for truth in found) < 0.06
 
@@ -245,8 +245,8 @@ def test_a_tipped_object_comes_upright_again_by_random_fingers() -> None:
         body = twin.scene.bodies[0]
         for place in ([0.03, 0.0, 0.05], [-0.02, 0.03, 0.05]):
             twin.place(fixed_poses()[0])
-            turn = twin._client.getQuaternionFromEuler([math.pi / 2, 0.0, 0.5])
-            twin._client.resetBasePositionAndOrientation(body, place, turn)
+            turn = twin.client.getQuaternionFromEuler([math.pi / 2, 0.0, 0.5])
+            twin.client.resetBasePositionAndOrientation(body, place, turn)
             assert twin.truth()["upright"] < 0.5
             truths = held_random(task, twin, 600, seed=7)
             assert max(truth["upright"] for truth in truths) > 0.9

@@ -205,7 +205,8 @@ def test_what_does_not_pass_ends_the_trials_with_the_robot_relaxed(
         Rollout(CONFIG, TASK, robot, goals, lambda text: None) as stage,
     ):
         made(stage, judge)
-    assert not robot._is_connected
+    with pytest.raises(RobotError, match="not connected"):
+        Fake.observe(robot)
 
 
 def test_a_joint_that_was_not_measured_is_not_shown_to_the_policy(stage: Rollout, judge: Judge) -> None:

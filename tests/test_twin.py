@@ -100,7 +100,7 @@ def test_friction_stops_a_turning_valve_once_the_fingers_are_away(twin: Twin) ->
         twin.command(0.6 * action)
         twin.observe()
     home = [Valve().rig.home_rad] * 20
-    twin._client.resetJointState(twin.scene.bodies[0], 0, 0.0, 3.0)
+    twin.client.resetJointState(twin.scene.bodies[0], 0, 0.0, 3.0)
     angles = [state[-2] for state in run(twin, home)]
     assert np.ptp(angles[10:]) < 0.01
 
@@ -141,18 +141,18 @@ def test_measuring_occlusion_changes_nothing() -> None:
 
 def test_bodies_are_loaded_once(twin: Twin) -> None:
     rng = np.random.default_rng(0)
-    count = twin._client.getNumBodies()
+    count = twin.client.getNumBodies()
     for state in Valve().random_states(20, rng):
         twin.place(state, rng)
-        assert twin._client.getNumBodies() == count
+        assert twin.client.getNumBodies() == count
 
 
 def test_a_random_pose_touches_nothing_and_lies_over_the_valve(twin: Twin) -> None:
     rng = np.random.default_rng(0)
     for state in Valve().random_states(10, rng):
         twin.place(state, rng)
-        twin._client.performCollisionDetection()
-        touching = [contact for finger in twin._fingers for contact in twin._client.getContactPoints(finger)]
+        twin.client.performCollisionDetection()
+        touching = [contact for finger in twin.fingers for contact in twin.client.getContactPoints(finger)]
         assert touching == []
 
 

@@ -114,11 +114,11 @@ def test_a_command_that_is_late_is_felt_a_control_period_later() -> None:
 
 def test_what_is_observed_late_is_older_than_what_is() -> None:
     with made("strong") as robot:
-        worlds = robot._worlds
+        worlds = robot.worlds
         assert worlds is not None
         number = next(n for n in range(99) if (worlds.go_to(n, 0), worlds.current.latency_s > 0.03)[1])
         worlds.go_to(number, 0)
-        robot._change()
+        robot.apply_variation()
         before = robot.observe().joint_rad
         robot.command((before + 0.25).astype(np.float32))
         seen = robot.observe().joint_rad
@@ -128,7 +128,7 @@ def test_what_is_observed_late_is_older_than_what_is() -> None:
 
 def test_the_object_and_the_fingers_are_others_and_nominal_again() -> None:
     with made("shifted") as robot:
-        client, body = robot._client, robot.scene.bodies[0]
+        client, body = robot.client, robot.scene.bodies[0]
         links = range(-1, client.getNumJoints(body))
         varied = [client.getDynamicsInfo(body, link)[:2] for link in links]
         robot.vary("none", 0)
@@ -188,10 +188,10 @@ def test_another_world_comes_after_a_while_and_with_each_placing() -> None:
         for _ in range(EVERY + 1):
             robot.command(TASK.rig.home_rad)
             robot.observe()
-            numbers.append(robot._worlds.number)
+            numbers.append(robot.worlds.number)
         assert numbers == [0] * (EVERY - 1) + [1, 1]
         robot.place(np.array([1.0], np.float32))
-        assert robot._worlds.number == 2
+        assert robot.worlds.number == 2
 
 
 def test_a_saved_world_goes_on_as_the_world_it_was() -> None:
@@ -203,7 +203,7 @@ def test_a_saved_world_goes_on_as_the_world_it_was() -> None:
         robot.place(np.array([2.0], np.float32))
         robot.restore_world(world)
         assert np.abs(robot.observe().image.astype(int) - expected.image).mean() < 2.0
-        assert robot._worlds.number == 1
+        assert robot.worlds.number == 1
 
 
 def test_a_camera_that_is_moved_on_purpose_is_no_fault(goal_folder: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_camera_that_is_moved_on_purpose_is_no_fault(goal_folder: Path) -> Non
     for level, threshold in (("none", tiny().checks.moved.threshold), ("strong", 1.0)):
         config = tiny(robot="twin", randomize=level)
         monitor = Monitor(config, make_safe(made(None), TASK.rig), goals.train, lambda kind, message: None)
-        assert monitor.checks._config.moved.threshold == threshold
+        assert monitor.checks.config.moved.threshold == threshold
 
 
 def test_a_run_trains_in_worlds_that_vary_and_is_evaluated_beyond_them(

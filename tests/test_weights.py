@@ -50,7 +50,7 @@ class Actor:
 
     def poll(self) -> int:
         """Read newer weights, take them up, and return the version that acts."""
-        self.weights._poll()
+        self.weights.poll()
         self.weights.update(self.policies)
         return self.weights.version
 

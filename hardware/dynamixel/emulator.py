@@ -62,7 +62,8 @@ class Emulator:
         self, servos: Sequence[Servo], *, link: Path | None = None, faults: Faults | None = None, seed: int = 0
     ) -> None:
         self.servos = {servo.id: servo for servo in servos}
-        self._every = list(servos)
+        self.chain = list(servos)
+        """All servos; `servos` holds one servo per id."""
         self.faults = faults or Faults()
         self.heard: deque[Packet] = deque(maxlen=4096)
         """The newest packets that arrived."""
@@ -106,6 +107,11 @@ class Emulator:
     ) -> None:
         self.close()
 
+    @property
+    def is_plugged_in(self) -> bool:
+        """Whether there is a port."""
+        return self._master >= 0
+
     def plug_in(self) -> None:
         """Create the port."""
         with self.lock:
@@ -136,7 +142,7 @@ class Emulator:
     def brown_out(self, servos: Iterable[int] = ()) -> None:
         """Cut the power of servos, of all by default, and restore it at once."""
         with self.lock:
-            for servo in [self.servos[each] for each in servos] or self._every:
+            for servo in [self.servos[each] for each in servos] or self.chain:
                 servo.brown_out()
                 servo.power_on()
 
@@ -160,7 +166,7 @@ class Emulator:
 
     def _advance(self, seconds: float) -> None:
         while self.advances and seconds > 0:
-            for servo in self._every:
+            for servo in self.chain:
                 servo.advance(min(seconds, MAX_S))
             seconds -= MAX_S
 
@@ -194,17 +200,17 @@ class Emulator:
     def _hear(self, packet: Packet) -> None:
         self.heard.append(packet)
         rate = self._baud_rate()
-        hearing = [servo for servo in self._every if servo.is_powered and servo.counts("baud_rate") == rate]
+        hearing = [servo for servo in self.chain if servo.is_powered and servo.counts("baud_rate") == rate]
         for servo in hearing:
             servo.hear()
         if packet.instruction == Instruction.STATUS:
             return
-        for servo, answer in self._answers(packet, hearing):
+        for servo, answer in self.answers(packet, hearing):
             if servo.id not in self.faults.silent:
                 self._reply(answer)
-        self.servos = {servo.id: servo for servo in self._every}
+        self.servos = {servo.id: servo for servo in self.chain}
 
-    def _answers(self, packet: Packet, hearing: Sequence[Servo]) -> Iterable[tuple[Servo, bytes]]:
+    def answers(self, packet: Packet, hearing: Sequence[Servo]) -> Iterable[tuple[Servo, bytes]]:
         """Yield the answers, in the order of the wire. Two servos with one id both answer."""
         for servo, part in _parts(packet, hearing):
             answer = servo.answer(part)

@@ -72,9 +72,9 @@ class Servo:
         self._memory = bytearray(1024)
         self._by_address = {each.address: each for each in model.registers.values()}
         for register in model.registers.values():
-            self._set(register.name, register.initial)
+            self.set_counts(register.name, register.initial)
         for name, counts in {"id": servo, "firmware_version": FIRMWARE, "baud_rate": baud_rate}.items():
-            self._set(name, counts)
+            self.set_counts(name, counts)
         self._boot()
 
     @property
@@ -97,7 +97,8 @@ class Servo:
         register = self.model[name]
         return register.decode(bytes(self._memory[register.address : register.address + register.size]))
 
-    def _set(self, name: str, counts: int) -> None:
+    def set_counts(self, name: str, counts: int) -> None:
+        """Set a register, as no write of a host could: without its limits and without `on_write`."""
         register = self.model[name]
         data = counts.to_bytes(register.size, "little", signed=register.minimum < 0)
         self._memory[register.address : register.address + register.size] = data
@@ -106,15 +107,15 @@ class Servo:
         """Restart: registers in EEPROM keep their values, the others get their initial ones."""
         for register in self.model.registers.values():
             if register.address >= RAM:
-                self._set(register.name, register.initial)
+                self.set_counts(register.name, register.initial)
         for pointers, data, count in self.model.indirect:
             for at in range(count):
                 self._memory[pointers + 2 * at : pointers + 2 * at + 2] = (data + at).to_bytes(2, "little")
         # Assumed: the limits are the first goals, and the goal position is one that a driver must not trust.
-        self._set("goal_pwm", self.counts("pwm_limit"))
-        self._set("goal_current", self.counts("current_limit"))
-        self._set("goal_velocity", self.counts("velocity_limit"))
-        self._set("goal_position", 0)
+        self.set_counts("goal_pwm", self.counts("pwm_limit"))
+        self.set_counts("goal_current", self.counts("current_limit"))
+        self.set_counts("goal_velocity", self.counts("velocity_limit"))
+        self.set_counts("goal_position", 0)
         self._errors = HardwareError(0)
         self._registered: tuple[int, bytes] | None = None
         self._stalled_s = self._since_packet_s = self._asleep_s = 0.0
@@ -134,7 +135,7 @@ class Servo:
         """Latch a hardware error."""
         self._errors |= error
         if error & HardwareError(self.counts("shutdown")):
-            self._set("torque_enable", 0)
+            self.set_counts("torque_enable", 0)
 
     # Requests
 
@@ -170,11 +171,11 @@ class Servo:
                 return self.write(_u16(given, 0), given[2:]), b""
             case Instruction.REG_WRITE if len(given) > 2:
                 self._registered = (_u16(given, 0), given[2:])
-                self._set("registered_instruction", 1)
+                self.set_counts("registered_instruction", 1)
             case Instruction.ACTION if self._registered:
                 address, data = self._registered
                 self._registered = None
-                self._set("registered_instruction", 0)
+                self.set_counts("registered_instruction", 0)
                 return self.write(address, data), b""
             case Instruction.REBOOT:
                 self._boot()
@@ -195,7 +196,7 @@ class Servo:
         kept |= {"baud_rate"} if option == 2 else set()
         for register in self.model.registers.values():
             if register.is_kept and register.is_writable and (option == 0xFF or register.name not in kept):
-                self._set(register.name, register.initial)
+                self.set_counts(register.name, register.initial)
         self._boot()
 
     def read(self, address: int, size: int) -> tuple[int, bytes]:
@@ -272,11 +273,11 @@ class Servo:
         if name == "torque_enable":
             # After a shutdown only a reboot restores torque. Assumed: the write is answered without an error.
             if self._errors & HardwareError(self.counts("shutdown")):
-                self._set("torque_enable", 0)
+                self.set_counts("torque_enable", 0)
             self._path_rad, self._path_rad_s = self.angle_rad, 0.0
             self._stalled_s = 0.0
         if name == "operating_mode":  # assumed: as after a restart
-            self._set("goal_current", self.counts("current_limit"))
+            self.set_counts("goal_current", self.counts("current_limit"))
 
     # Motion
 
@@ -305,8 +306,8 @@ class Servo:
         limit = self.counts("bus_watchdog")
         self._since_packet_s += seconds
         if limit > 0 and self.is_on and self._since_packet_s > limit * self.model["bus_watchdog"].unit:
-            self._set("bus_watchdog", -1)
-            self._set("goal_position", self._angle_counts())
+            self.set_counts("bus_watchdog", -1)
+            self.set_counts("goal_position", self._angle_counts())
             self._path_rad, self._path_rad_s = self.angle_rad, 0.0
 
     def _move(self, seconds: float) -> None:
@@ -385,15 +386,15 @@ class Servo:
     def _report(self) -> None:
         """Copy the measurements to the registers."""
         model = self.model
-        self._set("present_position", self._angle_counts())
-        self._set("present_velocity", round(self.velocity_rad_s / model["present_velocity"].unit))
-        self._set("present_current", round(self.current_a / model["present_current"].unit))
-        self._set("present_input_voltage", max(round(self.voltage_v / 0.1), 0))
-        self._set("present_temperature", min(max(round(self.temperature_c), 0), 255))
-        self._set("hardware_error_status", int(self._errors))
-        self._set("moving", int(abs(self.velocity_rad_s) > self.value("moving_threshold")))
-        self._set("position_trajectory", round(self._path_rad / model["present_position"].unit) + CENTRE)
-        self._set("velocity_trajectory", round(self._path_rad_s / model["present_velocity"].unit))
+        self.set_counts("present_position", self._angle_counts())
+        self.set_counts("present_velocity", round(self.velocity_rad_s / model["present_velocity"].unit))
+        self.set_counts("present_current", round(self.current_a / model["present_current"].unit))
+        self.set_counts("present_input_voltage", max(round(self.voltage_v / 0.1), 0))
+        self.set_counts("present_temperature", min(max(round(self.temperature_c), 0), 255))
+        self.set_counts("hardware_error_status", int(self._errors))
+        self.set_counts("moving", int(abs(self.velocity_rad_s) > self.value("moving_threshold")))
+        self.set_counts("position_trajectory", round(self._path_rad / model["present_position"].unit) + CENTRE)
+        self.set_counts("velocity_trajectory", round(self._path_rad_s / model["present_velocity"].unit))
 
 
 def _u16(data: bytes, at: int) -> int:

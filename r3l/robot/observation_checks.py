@@ -54,7 +54,7 @@ class ObservationChecks:
             identical_frames: `Robot.identical_frames`. With "at rest" identical frames count once every joint roamed;
                 with "often" they never count.
         """
-        self._config, self._joints, self._identical_frames = config, joints, identical_frames
+        self.config, self._joints, self._identical_frames = config, joints, identical_frames
         self._lower = np.array([joint.min_rad for joint in joints], np.float32)
         self._upper = np.array([joint.max_rad for joint in joints], np.float32)
         self._period_s = 1 / control_hz
@@ -98,15 +98,15 @@ class ObservationChecks:
 
     def _check_time(self, elapsed_s: float) -> Iterator[Trouble]:
         periods = elapsed_s / self._period_s
-        if periods > self._config.late.threshold:
+        if periods > self.config.late.threshold:
             text = f"the observation came {periods:.1f} control periods after the one before"
             yield self._trouble("late", text, "find what delays the robot")
 
     def _check_light(self, image: Image) -> Iterator[Trouble]:
         level, bright = measure_light(image)
-        if level < min(self._config.dark.threshold, self._goal_level / 2):
+        if level < min(self.config.dark.threshold, self._goal_level / 2):
             yield self._trouble("dark", f"the image's mean grey level is {level:.1f}", "switch the light on")
-        if bright - self._goal_bright > self._config.saturated.threshold:
+        if bright - self._goal_bright > self.config.saturated.threshold:
             yield self._trouble("saturated", f"{bright:.2f} of the image is saturated", "dim the light")
 
     def _check_frozen(self, image: Image, joint_rad: FloatArray) -> Iterator[Trouble]:
@@ -121,12 +121,12 @@ class ObservationChecks:
             self._highest_rad = np.fmax(self._highest_rad, joint_rad)
         roamed = self._highest_rad - self._lowest_rad > ROAMED_SHARE * (self._upper - self._lower)
         is_fault = {"never": True, "at rest": bool(roamed.all()), "often": False}[self._identical_frames]
-        if self._same_images >= self._config.frozen.threshold and is_fault:
+        if self._same_images >= self.config.frozen.threshold and is_fault:
             yield self._trouble("frozen", f"{self._same_images} identical frames in a row", "restart the camera")
 
     def _check_place(self, image: Image, joint_rad: FloatArray) -> Iterator[Trouble]:
-        misplaced = self.background.update(image, joint_rad, self._config.moved.threshold)
-        if misplaced > self._config.moved.threshold:
+        misplaced = self.background.update(image, joint_rad, self.config.moved.threshold)
+        if misplaced > self.config.moved.threshold:
             text = f"the goal images' background fits better elsewhere, by {misplaced:.2f}: the camera moved"
             yield self._trouble("moved", text, "put the camera back, or take new goal images")
 
@@ -137,7 +137,7 @@ class ObservationChecks:
             return
         beyond = np.maximum(joint_rad - self._upper, self._lower - joint_rad)
         worst = int(beyond.argmax())
-        if beyond[worst] > self._config.joint_impossible.threshold:
+        if beyond[worst] > self.config.joint_impossible.threshold:
             name = self._joints[worst].name
             text = f"joint {name!r} reads {joint_rad[worst]:.2f} rad, {beyond[worst]:.2f} rad beyond its limit"
             yield self._trouble("joint_impossible", text, "check the joint and its calibration")
@@ -154,7 +154,7 @@ class ObservationChecks:
             self._held_above = np.where(same, self._held_above + (away > MIN_AWAY_RAD), 0)
             self._held_below = np.where(same, self._held_below + (away < -MIN_AWAY_RAD), 0)
         self._joint_rad = joint_rad
-        limit = self._config.joint_frozen.threshold
+        limit = self.config.joint_frozen.threshold
         if self._same_joints >= limit:
             text = f"{self._same_joints} identical readings of all joints, though their targets were elsewhere"
             yield self._trouble("joint_frozen", text, "check the bus")
@@ -168,7 +168,7 @@ class ObservationChecks:
             yield self._trouble("joint_frozen", text, "check the joint's sensor")
 
     def _trouble(self, name: str, text: str, advice: str) -> Trouble:
-        check: Check = getattr(self._config, name)
+        check: Check = getattr(self.config, name)
         limit = f"checks.{name}.threshold {check.threshold:g}"
         return Trouble(name, check.action, f"{text} ({limit}); {advice}, or change checks.{name}.action")
 

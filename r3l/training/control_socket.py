@@ -112,7 +112,7 @@ def ask(folder: Path, word: str) -> str:
         UserError: the supervisor refuses, or it does not answer in time.
     """
     try:
-        with _address(folder / "control") as address, socket.socket(socket.AF_UNIX) as connection:
+        with short_address(folder / "control") as address, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT_S)
             connection.connect(address)
             connection.sendall(json.dumps({"word": word}).encode() + b"\n")
@@ -138,7 +138,7 @@ def listen(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
         os.fchmod(listening.fileno(), 0o600)  # Linux gives the file the socket's own mode when it makes it
-        with _address(path) as address:
+        with short_address(path) as address:
             listening.bind(address)
         listening.listen()
     except BaseException:
@@ -154,7 +154,7 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 @contextmanager
-def _address(path: Path) -> Iterator[str]:
+def short_address(path: Path) -> Iterator[str]:
     """Yield a short name of `path`: an address holds 107 bytes, a run may live deeper than that."""
     descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:

@@ -61,7 +61,7 @@ class Subscription:
 
     def start(self) -> None:
         """Read the weights now, then whenever they are replaced."""
-        self._poll()
+        self.poll()
         self._thread.start()
 
     def close(self) -> None:
@@ -78,9 +78,9 @@ class Subscription:
 
     def _follow(self) -> None:
         while not self._is_closed.wait(POLL_S):
-            self._poll()
+            self.poll()
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         """Read the weights if the file is a new one."""
         try:
             found = os.stat(self._path)

@@ -67,7 +67,7 @@ def check(
     control_hz = task.rig.control_hz
     step_s, keeps_time = 1 / control_hz, keeps_real_time(config, robot)
     if isinstance(robot, SimulatedRobot):
-        frames, step_s = _probe(robot, task)
+        frames, step_s = probe(robot, task)
         step_s = max(step_s, 1 / control_hz) if keeps_time else step_s
         auc = separability(goals.train, frames)
         lines.append(f"goals against {len(frames)} random frames: ROC-AUC {auc:.2f} for a quick classifier")
@@ -110,7 +110,7 @@ def separability(goals: NDArray[np.uint8], frames: NDArray[np.uint8]) -> float:
     return float(scores.mean())
 
 
-def _probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]:
+def probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]:
     """Take random steps in a simulated robot of its own: its frames and the seconds per step."""
     env = RobotEnv(make_safe(robot, task.rig))
     rng = np.random.default_rng(0)
