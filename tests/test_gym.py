@@ -94,7 +94,7 @@ def test_a_missing_renderer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 
     robot = GymRobot("Pendulum-v1")
     monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.render", refuse)
-    with pytest.raises(UserError, match=r"r3l\[gym\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[gym\]'"):
         robot.connect()
 
 

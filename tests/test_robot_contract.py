@@ -378,11 +378,11 @@ class Probe(Robot):
     identical_frames = "often"
 
     def __init__(self) -> None:
-        self.read: list[str] = []
+        self._read: list[str] = []
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
-            self.read.append(name)
+            self._read.append(name)
         return super().__getattribute__(name)
 
     @property
@@ -407,12 +407,12 @@ class Probe(Robot):
 def test_a_wrapper_forwards_every_public_member(member: str, name: str) -> None:
     probe = Probe()
     wrapped = WRAPPERS[name](probe)
-    built = len(probe.read)
+    built = len(probe._read)
     value = getattr(wrapped, member)
     if callable(value):
         value(*[np.zeros(1, np.float32)] * len(signature(value).parameters))
     is_copied = member == "identical_frames" and value == "often"
-    assert member in probe.read[built:] or is_copied or member in CHANGED.get(name, ())
+    assert member in probe._read[built:] or is_copied or member in CHANGED.get(name, ())
 
 
 def test_a_wrapper_shows_what_it_adds_and_the_robot_below_all_wrappers() -> None:
