@@ -39,7 +39,7 @@ class Fake(SimulatedRobot):
     ) -> None:
         names = ("diagnostic_cos", "diagnostic_sin", "diagnostic_velocity") if diagnostic else ()
         self._spec = RobotSpec(joints, control_hz, camera or CameraSpec(), names)
-        self._home_rad, self._goal_rad = np.asarray(home_rad, np.float32), goal_rad
+        self._home_rad, self.goal_rad = np.asarray(home_rad, np.float32), goal_rad
         self._joint_rad = self._home_rad.copy()
         self._target_rad: FloatArray | None = None
         self._dial_rad = self._velocity_rad_s = self._time_s = 0.0
@@ -93,7 +93,7 @@ class Fake(SimulatedRobot):
             self._joint_rad = rng.uniform(self._spec.lower_rad, self._spec.upper_rad).astype(np.float32)
 
     def truth(self) -> Truth:
-        away = (self._dial_rad - self._goal_rad + np.pi) % (2 * np.pi) - np.pi
+        away = (self._dial_rad - self.goal_rad + np.pi) % (2 * np.pi) - np.pi
         return {"angle_rad": self._dial_rad, "error": abs(away)}
 
     def save_world(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, reproducible examples, a row of experience, a tiny run."""
+"""Settings, fixtures and helpers of all tests: one torch thread, reproducible examples, rows, tiny runs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ settings.load_profile("r3l")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let people run the contract suite on a robot of theirs: docs/new-robot.md."""
+    """Add the options that run the contract suite on another robot: docs/new-robot.md."""
     group = parser.getgroup("r3l", "the contract suite, tests/test_robot_contract.py, on one robot alone")
     group.addoption("--robot", help="name of the robot, as `r3l robots` lists it")
-    group.addoption("--task", default="valve", help="task that it is built for (%(default)s)")
-    group.addoption("--rig", help="its rig file, where it has one")
+    group.addoption("--task", default="valve", help="task of the robot (%(default)s)")
+    group.addoption("--rig", help="rig file of the robot, if it needs one")
 
 
 def make_row(
@@ -46,7 +46,7 @@ def make_row(
     side: int = 8,
     diagnostics: int = 0,
 ) -> Row:
-    """Return a row whose arrays all follow from `number`, so that a test can tell rows apart."""
+    """Return a row whose arrays depend on `number`, so that a test can tell rows apart."""
     rng = np.random.default_rng(number)
     return Row(
         segment=segment,
@@ -71,7 +71,7 @@ TINY = replace(
     checks=ChecksConfig(),
     supervision=SupervisionConfig(),
 )
-"""A run of seconds; every setting that a test could depend on is named."""
+"""The configuration of a run of seconds, with every setting that a test depends on."""
 
 
 def tiny(*, phases: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -80,12 +80,12 @@ def tiny(*, phases: dict[str, Any] | None = None, **changes: Any) -> Config:
 
 
 RunMaker = Callable[..., Run]
-"""make_run(folder, config) returns a new run with goals, and with a judge so that none is fitted."""
+"""Type of fixture `make_run`: make_run(folder, config) returns a new run with goal images and a judge."""
 
 
 @pytest.fixture(scope="session")
 def goal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Goal images of the fake robot, in a folder of our own format."""
+    """A goal folder with images of the fake robot."""
     task = load_task("valve")
     robot = load_robot("fake", task)
     assert isinstance(robot, SimulatedRobot)
@@ -101,7 +101,7 @@ def goal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge of noise, fitted in no time: for runs in which none matters."""
+    """A judge that was quickly fitted to noise, for runs in which its verdicts do not matter."""
     path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
     save_noise_judge(path)
     return path
@@ -109,7 +109,7 @@ def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run(goal_folder: Path, judge_file: Path) -> RunMaker:
-    """Return what makes a new run that is ready to train."""
+    """Return a function that creates a run that is ready to train."""
 
     def make(folder: Path, config: Config) -> Run:
         run = Run.create(folder, config)
@@ -121,7 +121,7 @@ def make_run(goal_folder: Path, judge_file: Path) -> RunMaker:
 
 
 def stored(run: Run) -> list[Row]:
-    """Return all rows of a run's experience store."""
+    """Return all rows of the experience store of a run."""
     camera = load_task(run.config.task).rig.camera
     store = ExperienceStore(run.experience, (camera.height, camera.width, 3))
     rows = list(store.rows())

@@ -1,4 +1,4 @@
-"""A hand of emulated servos: the driver's real bytes on a pseudo-terminal."""
+"""A D'Claw on emulated servos: the driver sends its real bytes over a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from r3l.hardware.dynamixel.servo import Servo
 from r3l.robot.base import CameraSpec
 
 REST_RAD = (0.1, -0.3, 0.2) * 3
-"""Where the servos rest at first."""
+"""Joint angles at the start."""
 WATCHDOG_S = 2.5
-"""A busy machine alone must not trip it."""
+"""Watchdog time that a busy machine alone does not exceed."""
 
 
 class EmulatedClaw(DClaw):  # type: ignore[misc]
-    """A D'Claw with servos of its own, which live until `end`."""
+    """A D'Claw with its own emulated servos, which run until `end`."""
 
     def __init__(self, rig: ClawRig | None = None, control_hz: float = 20.0) -> None:
         folder = Path(tempfile.mkdtemp(prefix="claw-"))
@@ -42,7 +42,7 @@ class EmulatedClaw(DClaw):  # type: ignore[misc]
 
     @property
     def angles(self) -> np.ndarray:
-        """Where the joints really are, rad."""
+        """The true joint angles, rad."""
         return np.array([drive.joint_rad(self.servos[drive.id].angle_rad) for drive in self.rig.drives])
 
     @property
@@ -50,5 +50,5 @@ class EmulatedClaw(DClaw):  # type: ignore[misc]
         return {servo.is_on for servo in self.servos.values()}
 
     def end(self) -> None:
-        """End the servos."""
+        """Stop the emulated servos."""
         self.emulator.close()

@@ -250,7 +250,7 @@ def test_any_parameters_of_any_instruction_are_answered_or_ignored(parameters: b
     servo = Servo(1)
     for instruction in Instruction:
         servo.answer(Packet(1, instruction, parameters))
-        servo._asleep_s = 0.0
+        servo.advance(REBOOT_S)
 
 
 @given(st.sampled_from(sorted(MODELS)), st.data())

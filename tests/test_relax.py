@@ -20,7 +20,7 @@ Captured = pytest.CaptureFixture[str]
 def claw() -> Iterator[EmulatedClaw]:
     claw = EmulatedClaw(control_hz=10.0)
     for servo in claw.servos.values():
-        servo._set("torque_enable", 1)  # as a process that was killed left it
+        servo.set_counts("torque_enable", 1)  # as a process that was killed left it
     yield claw
     claw.end()
 

@@ -44,7 +44,9 @@ class Placing:
 
     def begin(self) -> None:
         self._told.append(self._name)
-        self._robot._dial_rad = float(self._where()[0])
+        world = np.frombuffer(self._robot.save_world(), np.float64).copy()
+        world[0] = self._where()[0]  # the angle of the dial
+        self._robot.restore_world(world.tobytes())
 
     def see(self, image: Image, proprioception: FloatArray, applied: FloatArray, diagnostic: FloatArray) -> None:
         self.seen.append(proprioception)
@@ -57,7 +59,7 @@ class Troubled(Fake):  # type: ignore[misc]  # a driver's class is Any here
     """A fake robot with troubles at some of its observations."""
 
     def __init__(self, robot: Fake) -> None:
-        super().__init__(TASK.rig.limits, TASK.rig.home_rad, camera=TASK.rig.camera, goal_rad=robot._goal_rad)
+        super().__init__(TASK.rig.limits, TASK.rig.home_rad, camera=TASK.rig.camera, goal_rad=robot.goal_rad)
         self.looks = 0
         self.at: dict[int, Trouble] = {}
         self.nan_at = -1
