@@ -38,8 +38,8 @@ from r3l.run.directory import Run
 from r3l.run.files import write_file
 from r3l.run.jsonl import append_jsonl, read_jsonl
 from r3l.task.registry import load_task, robot_of
+from r3l.training.orphans import is_child
 from r3l.training.shared_status import PROCESSES, SharedStatus
-from r3l.training.supervisor import is_child
 
 RECORDS, RUNS = Path("benchmarks/kills"), Path("runs/kills")
 ARMS = ("undisturbed", "killed")

@@ -20,8 +20,8 @@ from benchmarks.night import HZ, QUICK, SMALL, Night
 from r3l.cli import main as cli
 from r3l.run.directory import Run
 from r3l.run.progress import Unblocked
+from r3l.training.orphans import is_child
 from r3l.training.shared_status import SharedStatus, State, Wanted
-from r3l.training.supervisor import is_child
 
 HOURS_PER_S = 1 / 3600
 
@@ -225,10 +225,11 @@ def test_nothing_of_a_run_is_changed_before_it_is_locked(
     assert night.run.holder() is None
 
 
-def test_a_child_is_known_by_any_spelling_of_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["r3l.training.worker", "r3l.processes.child"])
+def test_a_child_is_known_by_any_spelling_of_its_run(tmp_path: Path, module: str) -> None:
     run = Run.create(tmp_path / "runs" / "one", SMALL)
     other = Run.create(tmp_path / "runs" / "other", SMALL)
-    code = [sys.executable, "-c", "import time; time.sleep(60)", "r3l.training.worker", "actor"]
+    code = [sys.executable, "-c", "import time; time.sleep(60)", module, "actor"]
     (tmp_path / "link").symlink_to(run.folder)
     for spelling in ("runs/one", "link", f"{run.folder}/", "runs/other/../one"):
         with subprocess.Popen([*code, spelling], cwd=tmp_path) as process:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +17,10 @@ import pytest
 
 from benchmarks.night import PERIOD_S, QUICK, SMALL, Night
 from r3l.run.checkpoint import load_checkpoint
+from r3l.run.directory import Run
 from r3l.task.registry import load_task
-from r3l.training.shared_status import State
+from r3l.training.shared_status import SharedStatus, State
+from r3l.training.watched_process import WatchedProcess
 
 NightMaker = Callable[..., Night]
 
@@ -74,6 +78,28 @@ def test_a_signal_relaxes_at_once_writes_a_checkpoint_and_ends_with_0(make_night
         assert steps - 10 <= found[1]["learner"]["steps"] <= steps
         night.start()
         night.wait_for(lambda: night.status("actor.steps") > steps + 5 and night.is_learning())
+
+
+def test_a_process_that_has_done_its_work_may_take_its_time_to_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", SMALL)
+    status, now_s = SharedStatus.create(run.shared), [0.0]
+    watched = WatchedProcess("actor", run, status, 2.0, lock=-1, lifeline=-1, clock=lambda: now_s[0])
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        monkeypatch.setattr("r3l.training.watched_process.start_worker", lambda *given, **named: process)
+        try:
+            watched.start_when_due()
+            status["actor.ready"], status["actor.state"] = 1, State.ACTING
+            assert watched.trouble() is None
+            now_s[0] = 3.0
+            assert watched.trouble() == "actor made no progress for 3.0 s"
+            status["actor.state"] = State.ENDED
+            assert watched.trouble() is None
+            now_s[0] = SMALL.supervision.start_limit_s + 3.0
+            assert watched.trouble() is not None
+        finally:
+            process.kill()
 
 
 BROKEN = [

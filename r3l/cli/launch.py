@@ -17,7 +17,8 @@ from r3l.run.goals import Goals, joined, load_goals
 from r3l.task.base import Task
 from r3l.task.registry import load_robot, load_task, varied
 from r3l.training import preflight
-from r3l.training.supervisor import DONE, STOPPED, end_orphans, say, supervise
+from r3l.training.orphans import end_orphans
+from r3l.training.supervisor import DONE, STOPPED, say, supervise
 from r3l.training.sync import FailedError, train_locked
 
 FAILED_CODE = 3

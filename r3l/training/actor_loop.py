@@ -78,22 +78,22 @@ class ActorLoop:
             self._stack.callback(recorder.close)
             parts.robot.on_period = recorder.record
         rig, phases = parts.task.rig, parts.config.phases
-        self._robot = make_safe(parts.robot, rig, real_time=parts.config.real_time)
-        self._env = RobotEnv(self._robot)
+        self.robot = make_safe(parts.robot, rig, real_time=parts.config.real_time)
+        self._env = RobotEnv(self.robot)
         self._stack.callback(self._env.close)
-        self._moves = ScriptedMoves(self._robot, rig, phases.homing_steps, is_interrupted=self._must_not_move)
-        self._monitor = Monitor(parts.config, self._robot, parts.goals.train, parts.tell)
+        self._moves = ScriptedMoves(self.robot, rig, phases.homing_steps, is_interrupted=self._must_not_move)
+        self.monitor = Monitor(parts.config, self.robot, parts.goals.train, parts.tell)
         self._rng = np.random.default_rng(parts.config.seed)
         """Draws where a diagnostic reset places the object."""
         usual = self._moves.between(phases.between, self._place)
-        self._actor = Actor(
+        self.actor = Actor(
             self._env,
             own.store,
             own.policies,
             phases,
             seed=own.seed,
-            between=self._monitor.between(usual, self._moves.sweep),
-            inspect=self._monitor.inspect,
+            between=self.monitor.between(usual, self._moves.sweep),
+            inspect=self.monitor.inspect,
         )
         self._unmonitored: Row | None = None
         """The newest row, until the monitor has seen it."""
@@ -105,7 +105,7 @@ class ActorLoop:
         self._keeps_real_time = keeps_real_time(parts.config, parts.robot)
         if self._keeps_real_time:
             self._env.on_command = self._do_housekeeping
-            self._monitor.checks.background.is_deferred = True
+            self.monitor.checks.background.is_deferred = True
 
     def __enter__(self) -> ActorLoop:
         return self
@@ -114,33 +114,18 @@ class ActorLoop:
         self._stack.close()
 
     @property
-    def steps(self) -> int:
-        """Env steps of the run."""
-        return self._actor.steps
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a check failed whose action is to stop."""
-        return self._monitor.ends_the_run
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether the object is stuck until people free it."""
-        return self._monitor.is_stuck
-
-    @property
     def is_over(self) -> bool:
         """Whether all env steps are made, or the loop must end."""
-        is_done = self.steps >= self._config.steps or self._status.wanted is Wanted.PARK
-        return is_done or self._must_end() or self.has_failed
+        is_done = self.actor.steps >= self._config.steps or self._status.wanted is Wanted.PARK
+        return is_done or self._must_end() or self.monitor.ends_the_run
 
     def begin(self) -> None:
         """Connect the robot, and continue in the saved world, if there is one."""
         self._env.observe()
         if self._own.world is not None and self._own.world.restore():
-            self._robot.forget()
+            self.robot.forget()
         if self._own.learner is not None:
-            self._own.learner.start()
+            self._own.learner.weights.start()
         self._report()
         self._status["actor.ready"] = 1
 
@@ -164,22 +149,18 @@ class ActorLoop:
 
     def end(self) -> None:
         """Move the robot home where it may be moved, relax it, and save its world."""
-        if not self._must_end() and not self.has_failed and self._hold not in UNMOVED:
+        if not self._must_end() and not self.monitor.ends_the_run and self._hold not in UNMOVED:
             self._move_home()
-        self._robot.relax()
+        self.robot.relax()
         self._is_world_due = True
         self._save_world()
         self._report()
-        if self.has_failed:
+        if self.monitor.ends_the_run:
             self._status["actor.failure"] = 1
-
-    def safety_counts(self) -> dict[str, int]:
-        """Return how often the robot's commands were limited, by name."""
-        return self._robot.counts()
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what sync mode needs to continue in the same world: tensors, and JSON values."""
-        tensors, meta = self._actor.state()
+        tensors, meta = self.actor.state()
         tensors = with_prefix("actor", tensors)
         if isinstance(self._parts.robot, SimulatedRobot):
             tensors["world"] = torch.frombuffer(bytearray(self._parts.robot.save_world()), dtype=torch.uint8)
@@ -199,8 +180,8 @@ class ActorLoop:
             if goes_on:
                 self._env.restore(meta["env"])
             else:
-                self._robot.forget()
-            self._actor.restore(under_prefix("actor", tensors), meta["actor"], same_segment=goes_on)
+                self.robot.forget()
+            self.actor.restore(under_prefix("actor", tensors), meta["actor"], same_segment=goes_on)
             self._rng.bit_generator.state = meta["rng"]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RobotError) as error:
             raise CheckpointError(f"the checkpoint is not of this run ({one_line(error)}); see r3l check") from error
@@ -208,9 +189,9 @@ class ActorLoop:
     def _act(self) -> None:
         self._status["actor.state"] = State.ACTING
         if self._own.learner is not None:
-            self._own.learner.update_policies()
-        self._unmonitored = self._actor.step()
-        self._is_world_due |= self._actor.episode is None
+            self._own.learner.weights.update(self._own.policies)
+        self._unmonitored = self.actor.step()
+        self._is_world_due |= self.actor.episode is None
         if not self._keeps_real_time:
             self._do_housekeeping()
         elif self._unmonitored is None:  # perhaps nothing was commanded
@@ -220,9 +201,9 @@ class ActorLoop:
         """Do the work that is not urgent; in real time right after a command, when most of the period is left."""
         row, self._unmonitored = self._unmonitored, None
         if row is not None:
-            self._actor.phases.least_share = self._monitor.after_step(row.image, row.proprioception, self.steps)
+            self.actor.phases.least_share = self.monitor.after_step(row.image, row.proprioception, self.actor.steps)
             self._status["actor.phase"] = row.phase
-        self._monitor.checks.background.compare()
+        self.monitor.checks.background.compare()
         if self._own.disk is not None:
             self._own.disk.poll()
         self._save_world()
@@ -232,26 +213,31 @@ class ActorLoop:
         """Return why the robot may not act now."""
         if self._status.wanted in (Wanted.PAUSE, Wanted.RELAX):
             return State.PAUSED if self._status.wanted is Wanted.PAUSE else State.RELAXED
-        if self._own.disk is not None and self._own.disk.takes_nothing:
+        if self._own.disk is not None and self._own.disk.problem is not None:
             return State.DISK_FULL
-        if self._monitor.trouble is not None:
+        if self.monitor.trouble is not None:
             return State.CHECK_FAILED
-        if self.is_stuck:
+        if self.monitor.is_stuck:
             return State.STUCK
         if self._own.learner is not None:
-            return self._own.learner.hold(self.steps, in_episode=self._actor.episode is not None)
+            return self._own.learner.hold(self.actor.steps, in_episode=self.actor.episode is not None)
         return None
 
     def _begin_hold(self, reason: State) -> None:
         """Relax the robot, after a move home where people paused it."""
-        self._actor.break_off()
+        self.actor.break_off()
         self._hold = reason
-        if reason is State.PAUSED and self._monitor.trouble is None:
+        if reason is State.PAUSED and self.monitor.trouble is None:
             self._move_home()
-        self._relax()
+        self._try(self.robot.relax, "relax")
         self._status["actor.state"] = reason
         if reason in TOLD:
-            self._parts.tell("pause", f"{TOLD[reason]}{self._detail(reason)}")
+            detail = None
+            if reason is State.DISK_FULL and self._own.disk is not None:
+                detail = self._own.disk.problem
+            elif reason is State.CHECK_FAILED and self.monitor.trouble is not None:
+                detail = self.monitor.trouble.name
+            self._parts.tell("pause", TOLD[reason] + (f" ({detail})" if detail else ""))
         self._recheck.restart()
         self._resumed = self._status["resumed"]
 
@@ -261,46 +247,31 @@ class ActorLoop:
         time.sleep(POLL_S)
         if self._status["resumed"] != self._resumed:
             self._resumed = self._status["resumed"]
-            self._monitor.resume(self.steps)
+            self.monitor.resume(self.actor.steps)
         if self._hold is State.CHECK_FAILED and self._recheck.is_due():
-            self._check_again()
+            self._try(self.monitor.recheck, "robot", "; trying again")
 
     def _release(self) -> None:
         """End the hold, if there is one."""
         reason, self._hold = self._hold, None
         if reason is not None:
-            self._monitor.forget_time()
+            self.monitor.forget_time()
         if reason in TOLD:
             self._parts.tell("resume", f"over: {TOLD[reason].split(';')[0]}")
 
-    def _detail(self, reason: State) -> str:
-        if reason is State.DISK_FULL and self._own.disk is not None:
-            return f" ({self._own.disk.reason})"
-        if reason is State.CHECK_FAILED and self._monitor.trouble is not None:
-            return f" ({self._monitor.trouble.name})"
-        return ""
-
-    def _check_again(self) -> None:
+    def _try(self, do: Callable[[], None], kind: str, advice: str = "") -> None:
+        """Do something with the robot; an error is told and ends nothing."""
         try:
-            self._monitor.recheck()
+            do()
         except RobotError as error:
-            self._parts.tell("robot", f"{error}; trying again")
-
-    def _relax(self) -> None:
-        try:
-            self._robot.relax()
-        except RobotError as error:
-            self._parts.tell("relax", str(error))
+            self._parts.tell(kind, f"{error}{advice}")
 
     def _move_home(self) -> None:
-        try:
-            self._moves.home()
-        except RobotError as error:
-            self._parts.tell("robot", f"{error}; it is relaxed where it is")
+        self._try(self._moves.home, "robot", "; it is relaxed where it is")
 
     def _place(self) -> None:
         """Place the object anew: a diagnostic reset between two episodes."""
-        self._robot.place(self._parts.task.random_states(1, self._rng)[0], self._rng)
+        self.robot.place(self._parts.task.random_states(1, self._rng)[0], self._rng)
 
     def _must_end(self) -> bool:
         return self._is_ended() or self._status.wanted is Wanted.STOP
@@ -316,12 +287,12 @@ class ActorLoop:
         self._is_world_due = False
 
     def _report(self) -> None:
-        status, robot, own = self._status, self._robot, self._own
-        status["actor.steps"] = self.steps
+        status, robot, own = self._status, self.robot, self._own
+        status["actor.steps"] = self.actor.steps
         status["actor.unwritten"] = 0 if own.disk is None else own.disk.unwritten
-        status["actor.version"] = 0 if own.learner is None else own.learner.version
-        status["actor.stuck_level"] = self._monitor.stuck.level
-        for name, count in self._monitor.checks.counts.items():
+        status["actor.version"] = 0 if own.learner is None else own.learner.weights.version
+        status["actor.stuck_level"] = self.monitor.stuck.level
+        for name, count in self.monitor.checks.counts.items():
             status[f"check.{name}"] = count
         counts = robot.counts()
         for name in ("position_limited", "speed_limited", "refused", "commands"):
@@ -349,8 +320,8 @@ def act(run: Run, status: Status, is_ended: Callable[[], bool]) -> None:
         stack.callback(writer.close)
         correlation = config.sac.noise_correlation
         policies, _ = build_policies(config, robot.spec, torch.device("cpu"), noise_correlation=correlation)
-        learner = LearnerLink(parts, policies)
-        stack.callback(learner.close)
+        learner = LearnerLink(parts)
+        stack.callback(learner.weights.close)
         world = None
         if isinstance(robot, SimulatedRobot):
             world = WorldFile(run.world, robot, parts.tell)

@@ -35,18 +35,15 @@ class DiskWatch:
         self._is_full = False
 
     @property
-    def takes_nothing(self) -> bool:
-        """Whether the robot must wait for the disk."""
-        return self._is_full or self._writer.failure is not None or self.unwritten > MAX_UNWRITTEN
-
-    @property
     def unwritten(self) -> int:
         """Observations that are not on the disk yet."""
         return self._writer.unwritten
 
     @property
-    def reason(self) -> str:
-        """Why the disk takes nothing."""
+    def problem(self) -> str | None:
+        """Why the robot must wait for the disk; None if it need not."""
+        if self._writer.failure is None and not self._is_full and self.unwritten <= MAX_UNWRITTEN:
+            return None
         return self._writer.failure or "no room left on the disk or in the quota (quota_gib)"
 
     def poll(self) -> None:

@@ -6,7 +6,6 @@ import time
 
 import torch
 
-from r3l.models.policy import Policies
 from r3l.robot.pacing import keeps_real_time
 from r3l.training.parts import Parts
 from r3l.training.policy_updates import Subscription
@@ -17,43 +16,21 @@ MAX_UPDATE_GAP_S = 1.0
 
 
 class LearnerLink:
-    """Takes up the learner's newest weights, and says whether the actor must wait for the learner."""
+    """The learner's newest weights, and whether the actor must wait for the learner."""
 
-    def __init__(self, parts: Parts, policies: Policies) -> None:
-        """`policies` act with the weights that the learner publishes."""
-        self._status, self._config, self._policies = parts.status, parts.config, policies
+    def __init__(self, parts: Parts) -> None:
+        self._status, self._config = parts.status, parts.config
         self._keeps_real_time = keeps_real_time(parts.config, parts.robot)
-        self._weights = Subscription(
-            parts.run.acting_weights,
-            parts.config,
-            parts.robot.spec,
-            torch.device("cpu"),
-            lambda message: parts.tell("weights", message),
-        )
+        path, device = parts.run.acting_weights, torch.device("cpu")
+        spec, tell = parts.robot.spec, parts.tell
+        self.weights = Subscription(path, parts.config, spec, device, lambda message: tell("weights", message))
         self._counts: dict[str, tuple[float, float]] = {}
         """The value of a counter in the status, and when it changed last, s."""
-
-    def start(self) -> None:
-        """Begin to follow the published weights."""
-        self._weights.start()
-
-    def close(self) -> None:
-        """Stop following."""
-        self._weights.close()
-
-    @property
-    def version(self) -> int:
-        """The version of the weights that act; 0 before the first."""
-        return self._weights.version
-
-    def update_policies(self) -> None:
-        """Let the policies act with the newest weights."""
-        self._weights.update(self._policies)
 
     def hold(self, steps: int, *, in_episode: bool) -> State | None:
         """Return why the actor must wait for the learner after `steps` env steps; None where it may act."""
         has_explored = steps >= self._config.phases.exploration_steps
-        if has_explored and not self.version and not self._weights.is_ready:
+        if has_explored and not self.weights.version and not self.weights.is_ready:
             return State.WAITING_FOR_WEIGHTS
         if self._idle_s("learner.progress") > self._config.supervision.learner_away_s:
             return State.LEARNER_AWAY

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from r3l.config.schema import Config
 from r3l.learner.coverage import CELLS, Coverage
@@ -35,6 +35,9 @@ from r3l.training.policy_updates import Publication
 from r3l.training.shared_status import State, Status, Wanted
 from r3l.training.timer import Timer
 
+if TYPE_CHECKING:  # a learner process needs no actor
+    from r3l.training.actor_loop import ActorLoop
+
 IDLE_S, POLL_S = 0.002, 0.02
 STORE_LIMIT_S = 2.0
 """A new experience store can be opened after at most this time."""
@@ -52,18 +55,6 @@ class StoppedError(Exception):
     """A stop was requested during long work."""
 
 
-class ActingState(Protocol):
-    """What a checkpoint of sync mode holds besides the learner."""
-
-    def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return tensors and JSON values."""
-        ...
-
-    def restore(self, tensors: Tensors, meta: dict[str, Any], *, is_newest: bool) -> None:
-        """Continue from `state`; `is_newest`: the experience store has no row after it."""
-        ...
-
-
 class LearnerLoop:
     """Learns from a run's experience, one piece of work per `turn`. Use as a context manager.
 
@@ -78,18 +69,18 @@ class LearnerLoop:
         learner: Learner,
         is_stopped: Callable[[], bool],
         *,
-        acting: ActingState | None = None,
+        actor: ActorLoop | None = None,
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
     ) -> None:
         """Build the loop.
 
         Args:
             is_stopped: whether the loop is to end now.
-            acting: the actor that takes turns with this loop in sync mode; None in a learner process.
+            actor: the loop that takes turns with this loop in sync mode; None in a learner process.
             evaluate: evaluates the snapshot of a step and returns metrics; None where another process does it.
         """
         self._parts, self._learner, self._is_stopped = parts, learner, is_stopped
-        self._acting, self._evaluate = acting, evaluate
+        self._actor, self._evaluate = actor, evaluate
         self._run, self._config, self._status = parts.run, parts.config, parts.status
         self._stack = ExitStack()
         self._metrics = MetricsWriter(parts.run.metrics, parts.run.tensorboard, METRICS_EVERY)
@@ -102,7 +93,7 @@ class LearnerLoop:
         self._coverage: Coverage | None = None
         self._publication: Publication | None = None
         self._checkpoints = Timer(math.inf)
-        if acting is None:
+        if actor is None:
             supervision = parts.config.supervision
             self._publication = Publication(parts.run.acting_weights, supervision.publish_every_s)
             self._checkpoints = Timer(supervision.checkpoint_every_s)
@@ -245,7 +236,7 @@ class LearnerLoop:
 
     def _catch_up(self) -> None:
         """In sync mode, take in at once the rows whose steps were dealt with before a restart or a rollback."""
-        if self._acting is not None:
+        if self._actor is not None:
             self._learner.follow(self._store)
 
     def _fit_judge(self) -> None:
@@ -304,8 +295,8 @@ class LearnerLoop:
                 self._begin_again()
             return
         everything = {"learner": meta, "watch": self._recovery.state()}
-        if self._acting is not None:
-            acting_tensors, acting_meta = self._acting.state()
+        if self._actor is not None:
+            acting_tensors, acting_meta = self._actor.state()
             tensors |= acting_tensors
             everything |= acting_meta
         step, keep = self._learner.steps, self._config.keep_checkpoints
@@ -317,9 +308,9 @@ class LearnerLoop:
     def _restore(self, tensors: Tensors, meta: dict[str, Any]) -> None:
         self._learner.restore(tensors, meta.get("learner"), self._store)
         self._recovery.restore(meta.get("watch"))
-        if self._acting is not None:
+        if self._actor is not None:
             is_newest = self._store.last()[0] == self._learner.sequence
-            self._acting.restore(tensors, meta, is_newest=is_newest)
+            self._actor.restore(tensors, meta, is_newest=is_newest)
 
     def _write(self, name: str, write: Callable[[], object]) -> bool:
         """Write to the disk; after a failure a checkpoint is tried again in DISK_RETRY_S."""

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from r3l.robot.observation_checks import CHECKS
+from r3l.run.files import write_file
 
 
 class Wanted(IntEnum):
@@ -155,12 +156,7 @@ class SharedStatus(Status):
     @classmethod
     def create(cls, path: Path) -> Self:
         """Write a file of zeros in place of any other, synced to the disk, so that a full disk cannot hurt it later."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            file.write(MAGIC.ljust(SIZE, b"\0"))
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
+        write_file(path, MAGIC.ljust(SIZE, b"\0"))
         return cls(path)
 
     @staticmethod

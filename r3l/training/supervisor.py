@@ -1,16 +1,14 @@
-"""The supervisor: keeps actor and learner going, does what people ask, and ends the run with the robot relaxed."""
+"""The supervisor: keeps actor and learner running, does what people ask, and ends the run with the robot relaxed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 
 from tqdm import tqdm
@@ -19,23 +17,22 @@ from r3l.config.errors import UserError
 from r3l.config.schema import MANY
 from r3l.robot.base import RobotError, SimulatedRobot
 from r3l.run.directory import Run
-from r3l.run.jsonl import read_steps
 from r3l.run.progress import Unblocked, progress_bar
 from r3l.run.state import planned_end
 from r3l.task.registry import robot_of
 from r3l.training.control_socket import ControlServer
-from r3l.training.shared_status import PROCESSES, SharedStatus, State, Wanted
+from r3l.training.evaluations import Evaluations
+from r3l.training.shared_status import SharedStatus, State, Wanted
+from r3l.training.signals import signal_handlers
 from r3l.training.systemd import Notifier
-from r3l.training.watched_process import WatchedProcess, open_log
+from r3l.training.watched_process import WatchedProcess, start_worker
 
 POLL_S = 0.05
 RELAX_LIMIT_S = 5.0
 HUNG_S = 2.0
-"""An actor that is to stop, and does nothing for so long, does not relax the robot any more."""
-ORPHANS_END_S = 7.0
-"""Orphans relax the robot and end by themselves within five seconds; one that hangs is killed then."""
+"""An actor that is to stop and makes no progress for this time is killed, and the robot relaxed in its place."""
 FINISH_LIMIT_S = 600.0
-"""What the last evaluation and the report may take, each."""
+"""Max time for the last evaluations, and for the report."""
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 ANSWERS = {
     "pause": "pausing: the fingers move home, then the robot relaxes; go on with r3l resume",
@@ -54,281 +51,239 @@ class Supervisor:
         self._run, self._config = run, run.config
         self._lock, self._deadline_epoch_s = lock, deadline_epoch_s
         self._notifier = Notifier()
-        self._evaluation: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
+        """Why the run must end."""
         self._asked_again = threading.Event()
+        """People asked a second time to stop: evaluations and report are skipped."""
         self._is_finishing = False
         self._progress = 0.0
         self._is_simulated = isinstance(robot_of(run.config, run.rig), SimulatedRobot)
-        self._tried = {line["step"] for line in read_steps(run.evaluations)}
 
     def run(self) -> str:
         """Keep the run going; return DONE, STOPPED (by people), or FAILED with the reason in the events."""
+        run = self._run
         with ExitStack() as stack:
-            asked = SharedStatus.left_wanted(self._run.shared)
-            self._shared = shared = SharedStatus.create(self._run.shared)
-            shared["wanted"] = asked  # paused or relaxed by people, whatever happened to the supervisor since
-            shared["supervisor.pid"] = os.getpid()
-            shared["started_epoch_s"] = time.time()
-            shared["deadline_epoch_s"] = self._deadline_epoch_s or 0.0
-            reading, writing = os.pipe()
-            stack.callback(os.close, reading)
+            wanted = SharedStatus.left_wanted(run.shared)  # people may have paused a run whose supervisor died
+            self._status = status = SharedStatus.create(run.shared)
+            status["wanted"] = wanted
+            status["supervisor.pid"] = os.getpid()
+            status["started_epoch_s"] = time.time()
+            status["deadline_epoch_s"] = self._deadline_epoch_s or 0.0
+            self._lifeline, writing = os.pipe()
+            stack.callback(os.close, self._lifeline)
             stack.callback(os.close, writing)
-            self._lifeline = reading
-            self._processes = self._make_processes(reading)
-            stack.enter_context(self._heeding_signals())
-            stack.enter_context(ControlServer(self._run.control, self._obey))
-            stack.callback(self._end_all)
-            stack.callback(self._end_evaluation)
-            self._event("start", f"actor and learner under supervision, {self._describe_end()}")
-            self._bar = stack.enter_context(self._make_bar())
+            limits = self._config.supervision
+            self._actor = self._watch("actor", limits.actor_limit_s)
+            self._processes = (self._actor, self._watch("learner", limits.learner_limit_s))
+            stack.enter_context(signal_handlers(self._handlers()))
+            stack.enter_context(ControlServer(run.control, self._obey))
+            stack.callback(self._end_processes)
+            self._evaluations = Evaluations(run, self._lifeline)
+            stack.callback(self._evaluations.close)
+            self._tell("start", f"actor and learner under supervision, {self._planned_end()}")
+            total, done = self._config.steps, int(status["actor.steps"])
+            bar = progress_bar(run.folder.name, "step", total if total < MANY else None, done, Unblocked(sys.stderr))
+            self._bar = stack.enter_context(bar)
             self._notifier.ready("running")
-            while not self._is_over():
-                self._look()
+            while not self._is_over:
+                self._check()
                 time.sleep(POLL_S)
             return self._end()
 
-    def _make_processes(self, lifeline: int) -> tuple[WatchedProcess, WatchedProcess]:
-        limits = self._config.supervision
-        actor, learner = (
-            WatchedProcess(name, self._run, self._shared, limit_s, inherited=(self._lock,), lifeline=lifeline)
-            for name, limit_s in (("actor", limits.actor_limit_s), ("learner", limits.learner_limit_s))
-        )
-        return actor, learner
+    @property
+    def _is_over(self) -> bool:
+        is_ended = self._failure is not None or self._status.wanted >= Wanted.PARK
+        return is_ended or all(process.has_ended for process in self._processes)
 
-    def _make_bar(self) -> tqdm[None]:
-        done = int(self._shared["actor.steps"])
-        total = self._config.steps if self._config.steps < MANY else None
-        return progress_bar(self._run.folder.name, "step", total, done, file=Unblocked(sys.stderr))
+    def _watch(self, name: str, limit_s: float) -> WatchedProcess:
+        return WatchedProcess(name, self._run, self._status, limit_s, lock=self._lock, lifeline=self._lifeline)
 
-    def _describe_end(self) -> str:
-        steps = self._config.steps
-        if self._deadline_epoch_s is None and steps < MANY:
-            return f"up to step {steps}"
+    def _planned_end(self) -> str:
+        if self._deadline_epoch_s is None and self._config.steps < MANY:
+            return f"up to step {self._config.steps}"
         return planned_end(MANY, self._deadline_epoch_s)
 
-    def _is_over(self) -> bool:
-        return (
-            self._failure is not None or self._shared.wanted >= Wanted.PARK or all(w.has_ended for w in self._processes)
-        )
-
-    def _look(self) -> None:
-        """Look once at everything."""
-        shared = self._shared
-        for watched in self._processes:
-            if shared[f"{watched.name}.failure"]:
-                self._failure = f"the {watched.name} cannot go on; the event before says why"
+    def _check(self) -> None:
+        """Check both processes and the deadline once, and show where the run is."""
+        for process in self._processes:
+            if self._status[f"{process.name}.failure"]:
+                self._failure = f"the {process.name} cannot go on; the event before says why"
                 return
-            trouble = watched.trouble()
+            trouble = process.trouble()
             if trouble is not None:
-                self._restart(watched, trouble)
-            watched.start_when_due()
+                self._restart(process, trouble)
+            process.start_when_due()
         if self._deadline_epoch_s is not None and time.time() >= self._deadline_epoch_s:
             self._want(Wanted.PARK)
         self._evaluate()
         self._show()
 
-    def _restart(self, watched: WatchedProcess, trouble: str) -> None:
+    def _restart(self, process: WatchedProcess, trouble: str) -> None:
         """Make sure that the process is gone and the robot relaxed, and plan the next start."""
-        watched.kill()
-        if watched.name == "actor":
+        process.kill()
+        if process is self._actor:
             self._relax_robot()
-        pause_s = watched.plan_restart()
-        last = watched.log_end
-        self._event(
-            "restart", f"{trouble}; starting again in {pause_s:.1f} s" + (f"; its log ends: {last}" if last else "")
-        )
-        if watched.is_exhausted:
+        pause_s = process.plan_restart()
+        log_end = process.log_end
+        log_end = f"; its log ends: {log_end}" if log_end else ""
+        self._tell("restart", f"{trouble}; starting again in {pause_s:.1f} s{log_end}")
+        if process.is_exhausted:
             self._failure = (
-                f"the {watched.name} was restarted {self._config.supervision.max_restarts} times within an hour "
-                f"(supervision.max_restarts); see {self._run.logs / watched.name}.log"
+                f"the {process.name} was restarted {self._config.supervision.max_restarts} times within an hour "
+                f"(supervision.max_restarts); see {self._run.logs / process.name}.log"
             )
 
     def _relax_robot(self) -> None:
-        """Relax a robot whose process is gone. A simulated one is gone with its process."""
+        """Relax a robot whose process is gone. A simulated robot is gone with its process."""
         if self._is_simulated:
             return
         robot = robot_of(self._run.config, self._run.rig)
 
-        def do() -> None:
+        def relax() -> None:
             try:
                 robot.relax_for()
             except (RobotError, OSError) as error:
-                self._event("relax", f"the robot could not be relaxed ({error}); take its power away")
+                self._tell("relax", f"the robot could not be relaxed ({error}); take its power away")
 
-        thread = threading.Thread(target=do, name="relax", daemon=True)
+        thread = threading.Thread(target=relax, name="relax", daemon=True)
         thread.start()
         thread.join(RELAX_LIMIT_S)
         if thread.is_alive():
-            self._event("relax", f"relaxing the robot took longer than {RELAX_LIMIT_S:.0f} s; take its power away")
+            self._tell("relax", f"relaxing the robot took longer than {RELAX_LIMIT_S:.0f} s; take its power away")
 
     def _obey(self, word: str) -> str:
-        """Do what a person asks through the control socket."""
-        if self._is_finishing or self._shared.wanted >= Wanted.PARK:
-            return self._obey_at_the_end(word)
-        if word == "resume" and self._shared.wanted is Wanted.RUN and self._shared.state("actor") is not State.STUCK:
+        """Do what a person asks through the control socket; return the answer."""
+        status = self._status
+        if self._is_finishing or status.wanted >= Wanted.PARK:  # the end can only be hurried
+            if status.wanted is Wanted.STOP or word not in ("relax", "stop"):
+                raise UserError("the run is ending already; wait for it, then r3l train --resume goes on")
+            if word == "stop":
+                self._asked_again.set()
+            self._want(Wanted.STOP)
+            answer = "the robot is relaxed at once; the run was ending already"
+        elif word == "resume" and status.wanted is Wanted.RUN and status.state("actor") is not State.STUCK:
             return "the run is not paused by people; r3l status says what it waits for"
-        self._want(WANTED[word])
-        self._event("asked", word)
-        return ANSWERS[word]
-
-    def _obey_at_the_end(self, word: str) -> str:
-        """Do what a person asks of a run that is ending already: it can only be hurried."""
-        if self._shared.wanted is Wanted.STOP or word not in ("relax", "stop"):
-            raise UserError("the run is ending already; wait for it, then r3l train --resume goes on")
-        if word == "stop":
-            self._asked_again.set()
-        self._want(Wanted.STOP)
-        self._event("asked", word)
-        return "the robot is relaxed at once; the run was ending already"
+        else:
+            self._want(WANTED[word])
+            answer = ANSWERS[word]
+        self._tell("asked", word)
+        return answer
 
     def _want(self, wanted: Wanted) -> None:
-        self._shared["wanted"] = max(wanted, self._shared.wanted) if wanted >= Wanted.PARK else wanted
+        self._status["wanted"] = max(wanted, self._status.wanted) if wanted >= Wanted.PARK else wanted
         if wanted is Wanted.RUN:
-            self._shared.add("resumed")
+            self._status.add("resumed")
+
+    def _handlers(self) -> dict[int, Callable[[int, FrameType | None], None] | signal.Handlers]:
+        """Return signal handlers: SIGINT and SIGTERM stop the run; a closed terminal and Ctrl-Z change nothing."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._is_finishing or self._status.wanted >= Wanted.PARK:
+                self._asked_again.set()
+            self._want(Wanted.STOP)
+
+        ignored = signal.SIG_IGN
+        return {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: ignored, signal.SIGTSTP: ignored}
 
     def _show(self) -> None:
-        """Show where the run is: to people, and to systemd where progress was made."""
-        shared = self._shared
-        done = int(shared["actor.steps"])
-        state = shared.state("actor").name.lower().replace("_", " ")
+        """Show where the run is, to people, and to systemd if the run made progress."""
+        status = self._status
+        done, state = int(status["actor.steps"]), status.state("actor").name.lower().replace("_", " ")
         try:
-            self._bar.set_postfix_str(f"{state}, {int(shared['learner.updates'])} updates", refresh=False)
+            self._bar.set_postfix_str(f"{state}, {int(status['learner.updates'])} updates", refresh=False)
             self._bar.update(done - self._bar.n)
-        except OSError:  # the terminal is gone, the run is not
+        except OSError:  # the terminal is gone
             self._bar.disable = True
-        progress = sum(shared[f"{watched.name}.progress"] for watched in self._processes)
+        progress = sum(status[f"{process.name}.progress"] for process in self._processes)
         if progress != self._progress:
             self._progress = progress
             self._notifier.progress()
             self._notifier.status(f"step {done} {planned_end(self._config.steps, self._deadline_epoch_s)}, {state}")
 
-    def _evaluate(self) -> None:
-        """Evaluate published weights one after the other, in a process of its own beside the run."""
-        if self._evaluation is not None and self._evaluation.poll() is None:
-            return
-        step = next(iter(self._unevaluated()), None)
-        if step is not None:
-            self._evaluation = self._helper("evaluate", "--step", str(step))
-
-    def _unevaluated(self) -> list[int]:
-        """Return the published steps on the curve that nobody tried to evaluate yet."""
-        every = self._config.evaluate_every
-        if not every or not self._is_simulated:
-            return []
-        steps = [step for step in self._run.published() if step % every == 0 and step not in self._tried]
-        self._tried.update(steps[:1])
-        return steps[:1]
-
-    def _helper(self, role: str, *options: str) -> subprocess.Popen[bytes]:
-        with open_log(self._run.logs / f"{role}.log") as log:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "r3l.training.worker", role, str(self._run.folder)),
-                    *("--parent", str(self._lifeline), *options),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(self._lifeline,),
-                start_new_session=True,
-            )
+    def _evaluate(self) -> bool:
+        """Let snapshots be evaluated; return whether an evaluation is running."""
+        return self._is_simulated and self._evaluations.go_on()
 
     def _end(self) -> str:
         """End both processes; after a regular end also evaluate the last weights and write the report."""
-        is_regular = self._failure is None and self._shared.wanted is not Wanted.STOP
+        is_regular = self._failure is None and self._status.wanted is not Wanted.STOP
         if not is_regular:
             self._notifier.stopping()
             self._want(Wanted.STOP)
         self._is_finishing = is_regular
         self._await_end()
         if self._failure is not None:
-            self._event("failed", f"{self._failure}; the robot is relaxed")
+            self._tell("failed", f"{self._failure}; the robot is relaxed")
             return FAILED
-        if not is_regular:
-            self._event("stop", self._where())
-            return STOPPED
         self._show()
-        self._finish_evaluations()
-        self._event("end", self._where())  # before the report, which says how the run ended
-        self._write_report()
+        if is_regular:
+            self._wait_while(self._evaluate)
+        steps, updates = int(self._status["actor.steps"]), int(self._status["learner.updates"])
+        self._tell("end" if is_regular else "stop", f"at step {steps}, update {updates}; the robot is relaxed")
+        if not is_regular:
+            return STOPPED
+        self._write_report()  # after the event, for the report says how the run ended
         self._notifier.stopping()
         return DONE
 
-    def _await_end(self) -> None:
-        """Give both processes their time to end, then kill; one that has not begun yet has nothing to end."""
-        if self._shared.wanted is Wanted.STOP:
-            for watched in self._processes:
-                if not self._shared[f"{watched.name}.ready"]:
-                    watched.kill()
-        progress, since_s = -1.0, time.monotonic()
-        while any(watched.is_alive for watched in self._processes):
-            if self._shared.wanted is Wanted.PARK and self._shared["actor.progress"] != progress:  # on its way home
-                progress, since_s = self._shared["actor.progress"], time.monotonic()
-            if time.monotonic() - since_s > self._config.supervision.stop_limit_s:
-                break
-            self._relax_what_hangs()
-            time.sleep(POLL_S)
-        self._end_all()
-
-    def _relax_what_hangs(self) -> None:
-        """Do not let a robot be held for long by an actor that is to stop and does nothing."""
-        actor = self._processes[0]
-        if self._shared.wanted is Wanted.STOP and not self._is_relaxed() and actor.is_alive and actor.idle_s > HUNG_S:
-            self._event("killed", f"the actor did not relax the robot within {HUNG_S:.0f} s")
-            actor.kill()
-            self._relax_robot()
-            self._shared["actor.state"] = State.ABSENT
-
-    def _end_all(self) -> None:
-        """Leave no process behind; a robot whose actor had to be killed, or was gone already, is relaxed."""
-        actor = self._processes[0]
-        was_well = actor.has_ended
-        limit_s = self._config.supervision.stop_limit_s
-        for watched in self._processes:
-            if watched.is_alive:
-                self._event("killed", f"the {watched.name} did not end within {limit_s} s")
-            watched.kill()
-        if not was_well and not self._is_relaxed():
-            self._relax_robot()
-
-    def _end_evaluation(self) -> None:
-        if self._evaluation is not None and self._evaluation.poll() is None:
-            self._evaluation.kill()
-            self._evaluation.wait()
-
-    def _is_relaxed(self) -> bool:
-        return self._shared.state("actor") in (State.ABSENT, State.ENDED)
-
-    def _finish_evaluations(self) -> None:
-        """Evaluate the last weights; a signal skips what is left."""
-        until = time.monotonic() + FINISH_LIMIT_S
-        while time.monotonic() < until and not self._asked_again.is_set():
-            self._evaluate()
-            if self._evaluation is None or self._evaluation.poll() is not None:
-                break
-            self._notifier.progress()
-            time.sleep(POLL_S)
-
     def _write_report(self) -> None:
-        """Write the report, unless a signal skips it."""
+        """Write the report, unless people skip it."""
         if self._asked_again.is_set():
             return
-        report = self._helper("report")
-        until = time.monotonic() + FINISH_LIMIT_S
-        while report.poll() is None and time.monotonic() < until and not self._asked_again.is_set():
-            self._notifier.progress()
-            time.sleep(POLL_S)
+        report = start_worker("report", self._run, self._lifeline)
+        self._wait_while(lambda: report.poll() is None)
         if report.poll() is None:
             report.kill()
         if report.wait() != 0:
-            self._event("report", f"no report was written; r3l report {self._run.folder} tries again")
+            self._tell("report", f"no report was written; r3l report {self._run.folder} tries again")
 
-    def _where(self) -> str:
-        shared = self._shared
-        return f"at step {int(shared['actor.steps'])}, update {int(shared['learner.updates'])}; the robot is relaxed"
+    def _wait_while(self, is_running: Callable[[], bool]) -> None:
+        """Wait for a process beside the run, at most FINISH_LIMIT_S, and only until people ask again to stop."""
+        limit_s = time.monotonic() + FINISH_LIMIT_S
+        while time.monotonic() < limit_s and not self._asked_again.is_set() and is_running():
+            self._notifier.progress()
+            time.sleep(POLL_S)
 
-    def _event(self, kind: str, message: str) -> None:
+    def _await_end(self) -> None:
+        """Give both processes their time to end, then kill them; one that still loads is killed at once on a stop."""
+        status = self._status
+        for process in self._processes:
+            if status.wanted is Wanted.STOP and not status[f"{process.name}.ready"]:
+                process.kill()
+        progress, since_s = -1.0, time.monotonic()
+        while any(process.is_alive for process in self._processes):
+            if status.wanted is Wanted.PARK and status["actor.progress"] != progress:  # on its way home
+                progress, since_s = status["actor.progress"], time.monotonic()
+            if time.monotonic() - since_s > self._config.supervision.stop_limit_s:
+                break
+            self._relax_for_hung_actor()
+            time.sleep(POLL_S)
+        self._end_processes()
+
+    def _relax_for_hung_actor(self) -> None:
+        """Kill an actor that is to stop and makes no progress, and relax its robot."""
+        actor = self._actor
+        if self._status.wanted is Wanted.STOP and not self._is_relaxed() and actor.is_alive and actor.idle_s > HUNG_S:
+            self._tell("killed", f"the actor did not relax the robot within {HUNG_S:.0f} s")
+            actor.kill()
+            self._relax_robot()
+            self._status["actor.state"] = State.ABSENT
+
+    def _end_processes(self) -> None:
+        """Kill what is left of both processes; relax the robot if its actor did not."""
+        has_ended = self._actor.has_ended
+        for process in self._processes:
+            if process.is_alive:
+                limit_s = self._config.supervision.stop_limit_s
+                self._tell("killed", f"the {process.name} did not end within {limit_s} s")
+            process.kill()
+        if not has_ended and not self._is_relaxed():
+            self._relax_robot()
+
+    def _is_relaxed(self) -> bool:
+        return self._status.state("actor") in (State.ABSENT, State.ENDED)
+
+    def _tell(self, kind: str, message: str) -> None:
         """Write an event and show it; neither a full disk nor a terminal that is gone may end the run."""
         try:
             self._run.event(kind, message)
@@ -336,28 +291,9 @@ class Supervisor:
             message += f" (events cannot be written: {error})"
         say(f"{kind}: {message}")
 
-    @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        """Stop at SIGINT or SIGTERM; go on when the terminal hangs up, and do not let Ctrl-Z hold supervision up."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._is_finishing or self._shared.wanted >= Wanted.PARK:
-                self._asked_again.set()
-            self._want(Wanted.STOP)
-
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        for ignored in (signal.SIGHUP, signal.SIGTSTP):
-            before[ignored] = signal.signal(ignored, signal.SIG_IGN)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
 
 def say(text: str) -> None:
-    """Print beside a progress bar, if anybody is there to read it; nobody is waited for."""
+    """Print beside a progress bar, without waiting for a terminal that takes no text."""
     try:
         tqdm.write(text, file=Unblocked(sys.stdout))
     except OSError:
@@ -367,35 +303,3 @@ def say(text: str) -> None:
 def supervise(run: Run, deadline_epoch_s: float | None, lock: int) -> str:
     """Supervise a run whose lock the caller holds, by its descriptor; return DONE, STOPPED or FAILED."""
     return Supervisor(run, deadline_epoch_s=deadline_epoch_s, lock=lock).run()
-
-
-def end_orphans(run: Run) -> None:
-    """End what a supervisor that was killed left behind: its processes hold the run's lock until they are gone."""
-    holder = run.holder()
-    if holder is None or Path(f"/proc/{holder}").exists():
-        return
-    try:
-        shared = SharedStatus(run.shared)
-    except (OSError, ValueError):
-        return
-    until = time.monotonic() + ORPHANS_END_S
-    for pid in (int(shared[f"{name}.pid"]) for name in PROCESSES):
-        while is_child(pid, run) and time.monotonic() < until:
-            time.sleep(POLL_S)
-        if is_child(pid, run):
-            os.kill(pid, signal.SIGKILL)
-    while run.holder() is not None and time.monotonic() < until + 1:
-        time.sleep(POLL_S)
-
-
-def is_child(pid: int, run: Run) -> bool:
-    """Return whether a process is one of the run's."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    try:
-        cwd, ours = Path(f"/proc/{pid}/cwd").resolve(), run.folder.resolve()
-    except OSError:
-        return False
-    return b"r3l.training.worker" in words and any(Path(cwd, os.fsdecode(word)).resolve() == ours for word in words)

@@ -19,6 +19,7 @@ from r3l.training.actor_loop import ActorLoop, ActorParts
 from r3l.training.learner_loop import LearnerLoop, StoppedError, make_learner
 from r3l.training.parts import Parts
 from r3l.training.shared_status import Status
+from r3l.training.signals import signal_handlers
 
 
 class FailedError(RuntimeError):
@@ -42,34 +43,39 @@ def train_locked(run: Run) -> bool:
     with stop_on_signal() as is_stopped, ExitStack() as stack:
         parts = Parts.load(run, ShownStatus(run, stack), tqdm.write)
         store = stack.enter_context(closing(ExperienceStore(run.experience, parts.image_shape)))
-        network = make_learner(parts.config, parts.task, parts.robot, parts.goals)
-        own = ActorParts(store, network.policies(), run.config.seed)
-        actor = stack.enter_context(ActorLoop(parts, own))
+        learner = make_learner(parts.config, parts.task, parts.robot, parts.goals)
+        acting = stack.enter_context(ActorLoop(parts, ActorParts(store, learner.policies(), run.config.seed)))
         evaluate = None
         if run.config.evaluate_every and isinstance(parts.robot, SimulatedRobot):
             evaluate = stack.enter_context(closing(SuccessCurve(run))).evaluate
-        learner = stack.enter_context(LearnerLoop(parts, network, is_stopped, acting=actor, evaluate=evaluate))
-        actor.begin()
-        learner.load(store)
+        learning = stack.enter_context(LearnerLoop(parts, learner, is_stopped, actor=acting, evaluate=evaluate))
+        acting.begin()
+        learning.load(store)
+        actor = acting.actor
         run.event("start", f"at step {actor.steps} of {run.config.steps}")
         with suppress(StoppedError):
-            learner.begin()
-            take_turns(actor, learner)
-        if actor.has_failed or actor.is_stuck or learner.has_failed:
+            learning.begin()
+            take_turns(acting, learning)
+        if has_failed(acting, learning):
             run.event("failed", f"at step {actor.steps}; the event before says why")
             raise FailedError(f"the run cannot go on; the last lines of {run.events} say why")
-        learner.finish()
+        learning.finish()
         is_done = not is_stopped() and actor.steps >= run.config.steps
-        run.event("end" if is_done else "stop", f"at step {actor.steps}; safety {actor.safety_counts()}")
+        run.event("end" if is_done else "stop", f"at step {actor.steps}; safety {acting.robot.counts()}")
         return is_done
 
 
-def take_turns(actor: ActorLoop, learner: LearnerLoop) -> None:
-    """Let the actor make an env step whenever the learner owes nothing, until the run is over or has failed."""
-    while not (learner.is_over or actor.has_failed or actor.is_stuck):
-        if not learner.turn():
-            actor.step()
-            learner.follow()
+def take_turns(acting: ActorLoop, learning: LearnerLoop) -> None:
+    """Let the actor make an env step whenever the learner owes no update, until the run is over or has failed."""
+    while not (learning.is_over or has_failed(acting, learning)):
+        if not learning.turn():
+            acting.step()
+            learning.follow()
+
+
+def has_failed(acting: ActorLoop, learning: LearnerLoop) -> bool:
+    """Return whether the run must end. An object that is stuck ends it: sync mode has no `r3l resume`."""
+    return acting.monitor.ends_the_run or acting.monitor.is_stuck or learning.has_failed
 
 
 class ShownStatus(Status):
@@ -106,9 +112,5 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         stopped = True
         tqdm.write("stopping after this step; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), ask)):
         yield lambda: stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A ward: one process under supervision, started again when it dies or hangs, with pauses that grow."""
+"""A watched process: it is started again after a growing pause when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -11,43 +11,65 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from r3l.config.schema import SupervisionConfig
 from r3l.run.directory import Run
 from r3l.training.shared_status import SharedStatus, State
 
 HOUR_S = 3600.0
-LOG_BYTES = 16 << 20
-"""A log longer than this is begun anew, the old one kept beside it."""
+MAX_LOG_BYTES = 16 << 20
+"""A longer log is renamed and a new one is started."""
+LOG_END_BYTES = 2000
+
+
+def start_worker(
+    role: str, run: Run, lifeline: int, *options: str, inherited: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process of the run, its output in the log of its role.
+
+    Args:
+        lifeline: the reading end of a pipe that closes with the supervisor.
+        inherited: other descriptors that the process keeps open.
+    """
+    command = [sys.executable, "-m", "r3l.training.worker", role, str(run.folder), "--parent", str(lifeline), *options]
+    with open_log(run.logs / f"{role}.log") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lifeline, *inherited),
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone
+        )
 
 
 class WatchedProcess:
-    """The actor or the learner, as the supervisor sees it: by its progress on the board, not by being alive."""
+    """The actor or the learner under supervision: it counts as well while the progress in its status grows."""
 
     def __init__(
         self,
         name: str,
         run: Run,
-        shared: SharedStatus,
+        status: SharedStatus,
         limit_s: float,
         *,
-        inherited: tuple[int, ...],
+        lock: int,
         lifeline: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Supervise process `name`.
+        """Watch process `name`, which is not started yet.
 
         Args:
-            limit_s: without progress for so long it hangs.
-            inherited: descriptors that it keeps open; the run's lock among them, so that it outlives the supervisor.
+            limit_s: max time without progress.
+            lock: descriptor of the run's lock, which the process holds beyond the supervisor's end.
             lifeline: the reading end of a pipe that closes with the supervisor.
         """
-        self.name, self._run, self._shared, self._limit_s = name, run, shared, limit_s
-        self._inherited, self._lifeline, self._clock = inherited, lifeline, clock
-        self._config: SupervisionConfig = run.config.supervision
+        self.name, self._run, self._status, self._limit_s = name, run, status, limit_s
+        self._lock, self._lifeline, self._clock = lock, lifeline, clock
+        self._config = run.config.supervision
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque()
-        self._starts_s = clock()
+        self._start_s = clock()
         self._progress = (-1.0, clock())
+        """The newest progress, and when it came, s."""
 
     @property
     def is_alive(self) -> bool:
@@ -56,82 +78,67 @@ class WatchedProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process did what it was there for, and is gone."""
-        return self._process is not None and not self.is_alive and self._shared.state(self.name) is State.ENDED
+        """Whether the process did all its work and is gone."""
+        return self._process is not None and not self.is_alive and self._status.state(self.name) is State.ENDED
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether it was restarted as often as is allowed within an hour."""
+        """Whether the process was restarted more often within an hour than supervision.max_restarts."""
         return len(self._restarts) > self._config.max_restarts
 
-    def start_when_due(self) -> None:
-        """Start the process, once its pause is over."""
-        if self._process is None and self._clock() >= self._starts_s:
-            self.start()
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last progress."""
+        progress, now = self._status[f"{self.name}.progress"], self._clock()
+        if progress != self._progress[0]:
+            self._progress = (progress, now)
+        return now - self._progress[1]
 
-    def start(self) -> None:
-        """Start the process now, its output going to a log."""
-        self._shared[f"{self.name}.state"] = State.STARTING
-        self._shared[f"{self.name}.ready"] = 0
-        command = [sys.executable, "-m", "r3l.training.worker", self.name, str(self._run.folder)]
-        with open_log(self._run.logs / f"{self.name}.log") as log:
-            self._process = subprocess.Popen(
-                [*command, "--parent", str(self._lifeline)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(self._lifeline, *self._inherited),
-                start_new_session=True,  # Ctrl-C is the supervisor's alone
-            )
-        self._progress = (-1.0, self._clock())
+    def start_when_due(self) -> None:
+        """Start the process when its pause is over."""
+        if self._process is None and self._clock() >= self._start_s:
+            self._status[f"{self.name}.state"] = State.STARTING
+            self._status[f"{self.name}.ready"] = 0
+            self._process = start_worker(self.name, self._run, self._lifeline, inherited=(self._lock,))
+            self._progress = (-1.0, self._clock())
 
     def trouble(self) -> str | None:
-        """Return why the process must be restarted: it died, or it hangs; None while all is well."""
+        """Return why the process must be restarted: it died, or it hangs; None if it is well."""
         if self._process is None or self.has_ended:
             return None
         code = self._process.poll()
         if code is not None:
             return f"{self.name} died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
-        limit_s = self._limit_s if self._shared[f"{self.name}.ready"] else max(self._start_limit_s, self._limit_s)
-        idle_s = self.idle_s
+        limit_s, idle_s = self._limit_s, self.idle_s
+        is_at_work = self._status[f"{self.name}.ready"] and self._status.state(self.name) is not State.ENDED
+        if not is_at_work:  # a busy machine takes long to load Python's modules, and to unload them
+            limit_s = max(self._config.start_limit_s, limit_s)
         return f"{self.name} made no progress for {idle_s:.1f} s" if idle_s > limit_s else None
-
-    @property
-    def _start_limit_s(self) -> float:
-        return self._config.start_limit_s
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since the process was last seen to make progress."""
-        progress, now = self._shared[f"{self.name}.progress"], self._clock()
-        if progress != self._progress[0]:
-            self._progress = (progress, now)
-        return now - self._progress[1]
 
     def kill(self) -> None:
         """Kill the process and wait until it is gone."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
         if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
             self._process.wait()
 
     def plan_restart(self) -> float:
-        """Let the process be started again after a pause; return its length, s."""
+        """Let the process start again after a pause; return the length of the pause, s."""
         now = self._clock()
         self._restarts.append(now)
         while now - self._restarts[0] > HOUR_S:
             self._restarts.popleft()
         pause_s = min(self._config.backoff_s * 2.0 ** (len(self._restarts) - 1), self._config.max_backoff_s)
-        self._process, self._starts_s = None, now + pause_s
-        self._shared.add(f"{self.name}.restarts")
+        self._process, self._start_s = None, now + pause_s
+        self._status.add(f"{self.name}.restarts")
         return pause_s
 
     @property
     def log_end(self) -> str:
-        """The last line of its log, for the event."""
+        """The last line of the log."""
         try:
             with (self._run.logs / f"{self.name}.log").open("rb") as file:
-                file.seek(max(os.fstat(file.fileno()).st_size - 2000, 0))
+                file.seek(max(os.fstat(file.fileno()).st_size - LOG_END_BYTES, 0))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return ""
@@ -139,10 +146,10 @@ class WatchedProcess:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Return a log opened for appending; where the disk takes none, what is written goes nowhere."""
+    """Return a log opened for appending; the null device where the disk takes no log."""
     try:
         path.parent.mkdir(exist_ok=True)
-        if path.exists() and path.stat().st_size > LOG_BYTES:
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_name(path.name + ".old"))
         return path.open("ab")
     except OSError:

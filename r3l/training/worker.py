@@ -1,4 +1,4 @@
-"""What a supervised process begins with: `python -m r3l.training.worker ROLE RUN`; people call r3l instead."""
+"""The start of every process of a supervised run: `python -m r3l.training.worker ROLE RUN`. People call r3l instead."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from types import FrameType
 from r3l.config.errors import UserError
 from r3l.models.torch_setup import tune_process
 from r3l.robot.base import RobotError
+from r3l.robot.pacing import keeps_real_time
 from r3l.run.directory import Run
 from r3l.run.experience import StoreError
 from r3l.run.tensors import CheckpointError
+from r3l.task.registry import robot_of
 from r3l.training.shared_status import SharedStatus, State
 
 ORPHAN_LIMIT_S = 5.0
-"""A process without a supervisor has so long to relax the robot and end."""
+"""A process without a supervisor must relax the robot and end within this time."""
 SWITCH_S = 1e-4
-"""The actor's control thread waits so long at most for Python's other threads, which take weights up and write rows."""
+"""Max time that a thread of the actor keeps Python's lock from the control thread."""
 ENDED, BROKEN = 0, 1
 
 
 class Lifeline:
-    """Knows whether this process is to end: by a signal, or because its supervisor is gone."""
+    """Knows whether this process is to end: it got a signal, or its supervisor is gone."""
 
     def __init__(self, parent: int | None) -> None:
         """`parent` is the reading end of a pipe whose other end only the supervisor holds."""
@@ -53,22 +55,23 @@ class Lifeline:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one role of a run; return 0 when it has ended as it should."""
+    """Run one role of a run; return 0 when its work is done."""
     parser = argparse.ArgumentParser(prog="python -m r3l.training.worker", description=__doc__)
     parser.add_argument("role", choices=list(ROLES))
     parser.add_argument("run", type=Path)
     parser.add_argument("--parent", type=int, help="descriptor of the supervisor's lifeline")
-    parser.add_argument("--step", type=int, default=0, help="published weights to evaluate")
+    parser.add_argument("--step", type=int, default=0, help="snapshot to evaluate")
     options = parser.parse_args(arguments)
     tune_process()
     try:
-        return ROLES[options.role](Run.open(options.run), Lifeline(options.parent).is_cut, options.step)
+        ROLES[options.role](Run.open(options.run), Lifeline(options.parent).is_cut, options.step)
     except (UserError, CheckpointError, StoreError, RobotError, OSError) as error:
         print(f"r3l {options.role}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return BROKEN
+    return ENDED
 
 
-def act(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+def act(run: Run, is_cut: Callable[[], bool], step: int) -> None:
     """Be the run's actor."""
     from r3l.training import actor_loop
 
@@ -77,10 +80,9 @@ def act(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     if not is_timed(run):
         os.nice(5)  # the learner sets the pace
     actor_loop.act(run, status, is_cut)
-    return ENDED
 
 
-def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
+def learn(run: Run, is_cut: Callable[[], bool], step: int) -> None:
     """Be the run's learner."""
     from r3l.training import learner_loop
 
@@ -88,21 +90,34 @@ def learn(run: Run, is_cut: Callable[[], bool], step: int) -> int:
     if is_timed(run):
         give_way()
     learner_loop.learn(run, status, is_cut)
-    return ENDED
+
+
+def evaluate(run: Run, is_cut: Callable[[], bool], step: int) -> None:
+    """Evaluate the snapshot of `step` for the success curve."""
+    from r3l.evaluation.curve import SuccessCurve
+
+    os.nice(10)
+    with closing(SuccessCurve(run)) as curve:
+        curve.evaluate(step)
+
+
+def report(run: Run, is_cut: Callable[[], bool], step: int) -> None:
+    """Write the run's report."""
+    from r3l.evaluation.report.document import write_report
+
+    os.nice(10)
+    write_report(run, run.report)
 
 
 def is_timed(run: Run) -> bool:
-    """Return whether the run's robot keeps the time of the clock on the wall: then commands come first."""
-    from r3l.robot.pacing import keeps_real_time
-    from r3l.task.registry import robot_of
-
+    """Return whether the robot's time goes on by itself: then its commands come before the learner's updates."""
     return keeps_real_time(run.config, robot_of(run.config, run.rig))
 
 
 def give_way() -> None:
-    """Run only while nobody else wants to: a process of the usual kind is never kept waiting by this one.
+    """Let this process run only on a core that no other process wants.
 
-    The least priority alone is not enough: Linux lets the running process finish its time slice of some milliseconds.
+    The lowest priority is not enough: Linux lets the running process finish its time slice of some milliseconds.
     """
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -110,35 +125,8 @@ def give_way() -> None:
         os.nice(19)
 
 
-def evaluate(run: Run, is_cut: Callable[[], bool], step: int) -> int:
-    """Evaluate the snapshot of `step` for the success curve, in a simulated robot of this process."""
-    from r3l.evaluation.curve import SuccessCurve
-
-    os.nice(10)
-    with closing(SuccessCurve(run)) as curve:
-        curve.evaluate(step)
-    return ENDED
-
-
-def report(run: Run, is_cut: Callable[[], bool], step: int) -> int:
-    """Write the run's report."""
-    from r3l.evaluation.report.document import write_report
-
-    os.nice(10)
-    write_report(run, run.report)
-    return ENDED
-
-
-def relax(run: Run, is_cut: Callable[[], bool], step: int) -> int:
-    """Relax the run's robot from a process that has nothing else to do with it."""
-    from r3l.task.registry import robot_of
-
-    robot_of(run.config, run.rig).relax_for()
-    return ENDED
-
-
 def sign_in(run: Run, role: str) -> SharedStatus:
-    """Return the run's status, in which this process has said that it starts."""
+    """Return the run's status, in which this process reports that it starts."""
     status = SharedStatus(run.shared)
     status[f"{role}.ready"] = 0
     status[f"{role}.pid"] = os.getpid()
@@ -147,12 +135,11 @@ def sign_in(run: Run, role: str) -> SharedStatus:
     return status
 
 
-ROLES: dict[str, Callable[[Run, Callable[[], bool], int], int]] = {
+ROLES: dict[str, Callable[[Run, Callable[[], bool], int], None]] = {
     "actor": act,
     "learner": learn,
     "evaluate": evaluate,
     "report": report,
-    "relax": relax,
 }
 
 if __name__ == "__main__":
