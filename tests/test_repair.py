@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RunMaker, tiny
+from conftest import RunMaker, make_row, tiny
 
 from r3l.cli.main import main
 from r3l.config.errors import UserError
@@ -22,7 +22,7 @@ from r3l.run.directory import Run
 from r3l.run.experience import ExperienceStore, Row
 from r3l.run.goals import load_goals
 from r3l.run.jsonl import read_jsonl
-from r3l.run.repair.audit import Extent, Labels, Layout
+from r3l.run.repair.audit import Extent, Labels, Layout, Values
 from r3l.run.repair.check import check
 from r3l.run.repair.recover import recover
 from r3l.run.truth import TruthRecorder
@@ -399,8 +399,6 @@ def test_rows_without_gaps_keep_their_labels() -> None:
 
 @pytest.mark.parametrize("side", [4, 8, 12, 20, 36, 64])
 def test_salvage_reads_rows_of_every_size_as_sqlite_does(tmp_path: Path, side: int) -> None:
-    from conftest import make_row
-
     path, layout = tmp_path / "experience.sqlite", Layout(side * side * 3, 3, has_diagnostic=True)
     store = ExperienceStore(path, (side, side, 3))
     for number in range(300):
@@ -412,7 +410,7 @@ def test_salvage_reads_rows_of_every_size_as_sqlite_does(tmp_path: Path, side: i
     assert recovered(path, layout) == expected, "rows in the database"
 
 
-def recovered(path: Path, layout: Layout) -> list[object]:
+def recovered(path: Path, layout: Layout) -> list[Values]:
     """Return all rows that are recovered from a store."""
     fresh = path.with_name("fresh.sqlite")
     extent = recover(path, fresh, layout)
@@ -616,6 +614,57 @@ def test_a_bit_turned_in_the_salt_of_a_frame_costs_no_row(folder: Path, capsys: 
     code, lines = checked(folder, capsys)
     assert code == 0, lines
     assert_all_kept(stored(folder), before)
+
+
+def test_a_frame_of_zeros_in_the_log_costs_one_row_at_most(folder: Path, capsys: Output) -> None:
+    before, log = stored(folder), folder / "experience.sqlite-wal"
+    content = bytearray(log.read_bytes())
+    content[LOG_HEADER + 20 * FRAME : LOG_HEADER + 21 * FRAME] = bytes(FRAME)
+    log.write_bytes(content)
+    (folder / "experience.sqlite-shm").unlink(missing_ok=True)
+    code, lines = checked(folder, capsys)
+    assert code == 0, lines
+    after = stored(folder)
+    assert len(after) >= len(before) - 1
+    assert all(same(row, before[number]) for number, row in after.items())
+
+
+def test_frames_that_an_earlier_use_of_the_log_left_are_no_damage(folder: Path, capsys: Output) -> None:
+    log = folder / "experience.sqlite-wal"
+    store = ExperienceStore(folder / "experience.sqlite", IMAGE)
+    pattern = next(store.rows(store.last()[0] - 1))
+    with closing(sqlite3.connect(folder / "experience.sqlite")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    size = log.stat().st_size
+    store.append(replace(pattern, segment=pattern.segment + 1, step=0, time_s=2000.0))
+    killed = shutil.copytree(folder, folder.with_name("killed"), ignore=shutil.ignore_patterns("*-shm"))
+    store.close()
+    assert (killed / "experience.sqlite-wal").stat().st_size == size, "the log began anew"
+    code, lines = checked(killed, capsys)
+    assert code == 0
+    assert "all is well" in lines[0]
+
+
+def test_an_empty_log_beside_a_damaged_store_is_no_obstacle(folder: Path, capsys: Output) -> None:
+    before, path = stored(folder), settled(folder)
+    content = bytearray(path.read_bytes())
+    content[:PAGE] = bytes(PAGE)
+    path.write_bytes(content)
+    path.with_name(path.name + "-wal").touch()
+    assert checked(folder, capsys)[0] == 0
+    assert_all_kept(stored(folder), before)
+
+
+def test_a_row_whose_last_page_is_zeros_is_left_out(tmp_path: Path) -> None:
+    path, layout = tmp_path / "experience.sqlite", Layout(64 * 64 * 3, 3, has_diagnostic=True)
+    store = ExperienceStore(path, IMAGE)
+    for number in range(10):
+        store.append(make_row(number, step=number, side=64, diagnostics=2))
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[-PAGE:] = bytes(PAGE)
+    path.write_bytes(content)
+    assert [values[0] for values in recovered(path, layout)] == list(range(1, 10))
 
 
 def assert_all_kept(found: dict[int, Row], before: dict[int, Row]) -> None:

@@ -96,6 +96,35 @@ def test_the_lock_keeps_a_second_process_out_until_kill_9_frees_it(run: Run) -> 
         assert (run.folder / "lock").read_text() == str(os.getpid())
 
 
+READ_LOCK = """
+import sys
+from pathlib import Path
+from r3l.run.lock import lock_holder
+print("reading", flush=True)
+while True:
+    lock_holder(Path(sys.argv[1]))
+"""
+
+
+def test_readers_of_the_lock_keep_neither_its_taker_out_nor_each_other(run: Run) -> None:
+    with run.lock():
+        pass
+    command = [sys.executable, "-c", READ_LOCK, str(run.folder)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "reading\n"
+        for _ in range(200):
+            assert run.holder() is None
+            with run.lock():
+                assert run.holder() == os.getpid()
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
+
+
 def test_the_lock_is_free_after_an_exception(run: Run) -> None:
     with pytest.raises(ValueError, match="any"), run.lock():
         raise ValueError("any")
