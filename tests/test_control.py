@@ -22,7 +22,7 @@ from conftest import tiny
 from r3l.config.errors import UserError
 from r3l.run.directory import Run
 from r3l.training import control_socket as control
-from r3l.training.control_socket import CLIENTS, REQUEST_BYTES, TIMEOUT_S, WORDS, ControlServer, ask
+from r3l.training.control_socket import MAX_CLIENTS, MAX_REQUEST_BYTES, TIMEOUT_S, WORDS, ControlServer, ask
 
 
 class Heard:
@@ -110,12 +110,12 @@ def test_an_unknown_word_is_refused_and_not_handled(run: Run) -> None:
         b'{"word": null}\n',
         b'{"word": "pause"',
         b'{"word": "pause"}',
-        b'{"word": "pause"}'.ljust(REQUEST_BYTES) + b"\n",
+        b'{"word": "pause"}'.ljust(MAX_REQUEST_BYTES) + b"\n",
         b"\xff\xfe\x00garbage\n",
-        b"[" * (REQUEST_BYTES - 1) + b"\n",
+        b"[" * (MAX_REQUEST_BYTES - 1) + b"\n",
         b'{"word": "pause"}\n{"word": "pause"}\n',
-        b'{"word": "pause", "with": "' + b"x" * REQUEST_BYTES + b'"}\n',
-        b" " * REQUEST_BYTES + b'{"word": "pause"}\n',
+        b'{"word": "pause", "with": "' + b"x" * MAX_REQUEST_BYTES + b'"}\n',
+        b" " * MAX_REQUEST_BYTES + b'{"word": "pause"}\n',
         b"x" * 1_000_000,
     ],
     ids=range(17),
@@ -133,7 +133,7 @@ def test_garbage_is_refused_and_hurts_nobody(run: Run, request_line: bytes) -> N
 
 
 def test_the_longest_request_is_understood(run: Run) -> None:
-    line = b'{"word": "stop"}'.ljust(REQUEST_BYTES - 1) + b"\n"
+    line = b'{"word": "stop"}'.ljust(MAX_REQUEST_BYTES - 1) + b"\n"
     with ControlServer(run.control, Heard()):
         assert json.loads(exchange(run.control, line))["ok"] is True
 
@@ -169,10 +169,10 @@ def test_a_client_that_drips_is_dropped_in_time_too(run: Run, monkeypatch: pytes
 
 def test_more_clients_than_are_served_at_once_wait_for_their_turn(run: Run) -> None:
     heard = Heard()
-    with ControlServer(run.control, heard), ThreadPoolExecutor(3 * CLIENTS) as pool:
-        answers = list(pool.map(lambda _: ask(run.folder, "pause"), range(3 * CLIENTS)))
-    assert answers == ["pause: will be done"] * 3 * CLIENTS
-    assert len(heard.words) == 3 * CLIENTS
+    with ControlServer(run.control, heard), ThreadPoolExecutor(3 * MAX_CLIENTS) as pool:
+        answers = list(pool.map(lambda _: ask(run.folder, "pause"), range(3 * MAX_CLIENTS)))
+    assert answers == ["pause: will be done"] * 3 * MAX_CLIENTS
+    assert len(heard.words) == 3 * MAX_CLIENTS
 
 
 def test_two_clients_at_once_are_handled_one_after_the_other(run: Run) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from r3l.training.systemd import SHARE_OF_WATCHDOG, Notifier
+from r3l.training.systemd import WATCHDOG_SHARE, Notifier
 
 UNIT = Path(__file__).parents[1] / "scripts" / "r3l.service"
 
@@ -81,7 +81,7 @@ def test_progress_is_told_at_a_fraction_of_the_watchdogs_interval(tmp_path: Path
         clock.now_s += 0.1
     heard = systemd.heard()
     assert set(heard) == {"WATCHDOG=1"}
-    assert len(heard) == round(1 / SHARE_OF_WATCHDOG)
+    assert len(heard) == round(1 / WATCHDOG_SHARE)
 
 
 def test_nothing_is_told_while_there_is_no_progress(tmp_path: Path, systemd: Systemd) -> None:

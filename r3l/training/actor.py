@@ -1,4 +1,4 @@
-"""The actor: explore, then task and perturbation episodes in turn; every observation goes to the store."""
+"""The actor: it explores, then alternates task and perturbation episodes, and stores every observation."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from r3l.run.tensors import Tensors, under_prefix, with_prefix
 
 
 class Store(Protocol):
-    """Where observations go: the experience store, or a thread that writes to it."""
+    """The experience store, or a thread that writes to it."""
 
     def append(self, row: Row) -> object:
-        """Keep a row."""
+        """Store a row."""
         ...
 
     def steps(self) -> int:
-        """Return the number of env steps kept."""
+        """Return the number of env steps stored."""
         ...
 
     def last(self) -> tuple[int, int]:
-        """Return the newest row's sequence and segment."""
+        """Return sequence and segment of the newest row."""
         ...
 
 
 class Phases:
-    """Which phase comes next: exploration first, then task and perturbation by their share."""
+    """The order of phases: exploration, then task and perturbation by their shares."""
 
     def __init__(self, config: PhasesConfig) -> None:
         self._config = config
         self.credit = 0.0
-        """Perturbations owed."""
-        self.least_share = 0.0
-        """Share of perturbations that is kept whatever the config says: raised while the object is stuck."""
+        """Perturbation episodes owed."""
+        self.min_perturbation_share = 0.0
+        """Min share of perturbation episodes; it is raised while the object is stuck."""
 
     def next(self, steps: int) -> tuple[str, int]:
-        """Return the phase that begins after `steps` env steps, and its length in env steps."""
+        """Return the phase of the episode that begins after `steps` env steps, and its length in env steps."""
         config = self._config
         if steps < config.exploration_steps:
             return "exploration", min(config.task_steps, config.exploration_steps - steps)
-        self.credit += max(config.perturbation_share, self.least_share)
+        self.credit += max(config.perturbation_share, self.min_perturbation_share)
         if self.credit >= 1.0:
             self.credit -= 1.0
             return "perturbation", config.perturbation_steps
@@ -57,7 +57,7 @@ class Phases:
 
 @dataclass
 class Episode:
-    """Where the actor is inside the current episode."""
+    """The current episode."""
 
     phase: str
     length: int
@@ -65,10 +65,9 @@ class Episode:
 
 
 class Actor:
-    """Acts on a reset-free environment, one env step per `step`, and stores what it sees.
+    """Acts on a reset-free environment, one env step per `step`, and stores its observations.
 
-    `between` runs between episodes (homing, mostly); where it returns True it did something, and a new segment begins.
-    `inspect` says whether an observation is fit to be learned from; others are left out, and a new segment begins.
+    A segment is a series of rows that follow from each other.
     """
 
     def __init__(
@@ -82,6 +81,12 @@ class Actor:
         between: Callable[[], bool] | None,
         inspect: Callable[[Observation], bool] = lambda observation: True,
     ) -> None:
+        """Act on `env` after the rows of `store`.
+
+        Args:
+            between: runs between two episodes; it returns whether it did anything, then a new segment begins.
+            inspect: whether an observation is fit to be learned from; an unfit one is not stored and ends the segment.
+        """
         self._env, self._store, self._policies = env, store, policies
         self._between, self._inspect = between, inspect
         self.phases = Phases(config)
@@ -90,12 +95,12 @@ class Actor:
         self.steps = store.steps()
         self.segment = store.last()[1]
         self.segment_step = -1
-        """Steps in the current segment; below 0 a new one is due."""
+        """Env steps in the current segment; below 0 a new segment is due."""
         self.episode: Episode | None = None
         self._held = np.zeros(0, np.float32)
 
     def step(self) -> Row | None:
-        """Take one env step and return its stored row; None where what was seen is unfit to be learned from."""
+        """Make one env step and return its stored row; None if an observation was unfit to be learned from."""
         if self.episode is None and not self._begin_episode():
             return None
         if self.segment_step < 0 and not self.begin_segment(self._current.phase):
@@ -108,28 +113,28 @@ class Actor:
         self.segment_step += 1
         self.steps += 1
         episode.step += 1
-        row = self._keep(taken, episode.phase)
+        row = self._store_row(taken, episode.phase)
         if episode.step >= episode.length:
             self.episode = None
         return row
 
     def begin_segment(self, phase: str) -> bool:
-        """Observe without moving; nothing before joins onto what follows. False: what was seen is unfit."""
+        """Start a segment with an observation, without moving; return False if the observation is unfit."""
         seen = self._env.observe()
         if not self._inspect(seen.observation):
             return False
         self.segment += 1
         self.segment_step = 0
         self._policies.begin()
-        self._keep(seen, phase)
+        self._store_row(seen, phase)
         return True
 
     def break_segment(self) -> None:
-        """Let a new segment begin with the next step: something came in between."""
+        """Start a new segment with the next step."""
         self.segment_step = -1
 
     def break_off(self) -> None:
-        """Let a new episode begin with the next step: the robot was moved, or left alone for a while."""
+        """Start a new episode with the next step: the robot was moved by a script, or nothing acted for a while."""
         self.episode = None
         self.break_segment()
 
@@ -139,7 +144,7 @@ class Actor:
         return self.episode
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return what a new process needs to go on in the same episode: tensors, and JSON values."""
+        """Return what a new process needs to continue the episode: tensors, and JSON values."""
         tensors = with_prefix("window", self._policies.state())
         tensors["generator"] = self.generator.get_state()
         tensors["held"] = torch.from_numpy(self._held)
@@ -154,9 +159,9 @@ class Actor:
         return tensors, meta
 
     def restore(self, tensors: Tensors, meta: dict[str, Any], *, same_segment: bool) -> None:
-        """Go on from `state`. Without `same_segment` (the robot moved on since) a new episode begins.
+        """Continue from `state`; start a new episode unless the world is the one of `state` (`same_segment`).
 
-        Steps and segments are always the store's: it may know more than the checkpoint.
+        The numbers of steps and segments come from the store, which may have rows after the checkpoint.
         """
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = meta["rng"]
@@ -168,7 +173,7 @@ class Actor:
             self.episode = Episode(**meta["episode"]) if meta["episode"] else None
 
     def _begin_episode(self) -> bool:
-        """Choose what comes and do what is done before it; False where the robot is in no state to be moved."""
+        """Choose the next episode and run `between`; return False if a relaxed robot is unfit to be moved."""
         is_relaxed = self._env.robot.newest_target is None
         if is_relaxed and not self._inspect(self._env.observe().observation):
             return False
@@ -184,7 +189,7 @@ class Actor:
         self._held = held_action(episode.step, self._held, len(self._env.robot.spec.joints), self.rng)
         return self._held
 
-    def _keep(self, seen: TimeStep, phase: str) -> Row:
+    def _store_row(self, seen: TimeStep, phase: str) -> Row:
         row = Row(
             segment=self.segment,
             step=self.segment_step,

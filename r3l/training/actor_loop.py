@@ -201,7 +201,9 @@ class ActorLoop:
         """Do the work that is not urgent; in real time right after a command, when most of the period is left."""
         row, self._unmonitored = self._unmonitored, None
         if row is not None:
-            self.actor.phases.least_share = self.monitor.after_step(row.image, row.proprioception, self.actor.steps)
+            self.actor.phases.min_perturbation_share = self.monitor.after_step(
+                row.image, row.proprioception, self.actor.steps
+            )
             self._status["actor.phase"] = row.phase
         self.monitor.checks.background.compare()
         if self._own.disk is not None:

@@ -1,4 +1,4 @@
-"""Pre-flight: what a user must know before leaving the robot alone, and what cannot work."""
+"""Pre-flight check: goal images, rate, memory and disk of a run, before the robot is left alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLEAR_AUC, USELESS_AUC = 0.9, 0.6
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found; `problems` must be empty for a run to start."""
+    """The result of the check; `problems` must be empty for a run to start."""
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]
@@ -54,10 +54,10 @@ def check(
     hours: float | None = None,
     must_answer: bool = False,
 ) -> Preflight:
-    """Probe goals, rate, memory and disk for a run of `config` that lives in `folder` and ends within `hours`.
+    """Check goals, rate, memory and disk for a run of `config` in `folder` that ends within `hours`.
 
     Raises:
-        RobotError: a robot with hardware does not answer though it `must_answer`.
+        RobotError: a real robot does not answer, and it `must_answer`.
     """
     lines: list[str] = []
     problems: list[str] = []
@@ -92,7 +92,10 @@ def check(
 
 
 def separability(goals: NDArray[np.uint8], frames: NDArray[np.uint8]) -> float:
-    """Return the cross-validated ROC-AUC of a logistic regression on principal components: two [N, H, W, 3]."""
+    """Return the cross-validated ROC-AUC of a quick classifier: goal images against frames, [N, H, W, 3] each.
+
+    It is a logistic regression on principal components.
+    """
     images = np.concatenate([goals, frames]).astype(np.float32)
     height, width = (side // 16 * 16 for side in images.shape[1:3])
     coarse = images[:, :height, :width].reshape(len(images), 16, height // 16, 16, width // 16, 3).mean((2, 4))
@@ -128,7 +131,7 @@ def probe(robot: SimulatedRobot, task: Task) -> tuple[NDArray[np.uint8], float]:
 
 
 def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
-    """Return the seconds that one update of the run's learner takes here, measured on a replay of goal images."""
+    """Measure the seconds of one update of the run's learner, on a replay of goal images."""
     capacity = max(len(goals.train), 16)
     learner = make_learner(replace(config, replay_capacity=capacity), task, robot, goals)
     replay = learner.replay
@@ -148,13 +151,13 @@ def _update_s(config: Config, task: Task, robot: Robot, goals: Goals) -> float:
 
 
 def _learning_s(config: Config, step_s: float, update_s: float) -> float:
-    """Return the seconds of an env step once there is something to learn: in a sync run both take turns."""
+    """Return the seconds per env step after exploration: in sync mode actor and learner take turns."""
     updates_s = config.update_ratio * update_s
     return step_s + updates_s if config.sync else max(step_s, updates_s)
 
 
 def _time_lines(config: Config, step_s: float, learning_s: float, hours: float | None) -> list[str]:
-    """Return what to expect of rate and end."""
+    """Return the expected rate and end."""
     learned = max(config.steps - config.phases.exploration_steps, 0)
     pretrain_s = config.vae.pretrain_updates * 0.06 if config.state == "latent" else 0.0
     total_s = min(config.steps, config.phases.exploration_steps) * step_s + pretrain_s + learned * learning_s
@@ -175,7 +178,7 @@ def _short(number: float) -> str:
 
 
 def _memory(found: Forecast) -> tuple[str, str]:
-    """Return what to expect of memory, and the problem if there is one."""
+    """Return the line on memory, and the problem or an empty text."""
     needed, free = found.memory_bytes, available_memory()
     figures = f"{_gib(needed)} needed, {_gib(free)} free"
     problem = f"memory is too small: {figures}; lower replay_capacity" if needed > free else ""
@@ -183,7 +186,7 @@ def _memory(found: Forecast) -> tuple[str, str]:
 
 
 def _room(config: Config, found: Forecast, folder: Path, hours: float | None) -> Iterator[tuple[str, str]]:
-    """Yield what to expect of the disk, and of the quota where there is one, each with the problem if there is one."""
+    """Yield the line on the disk, and that on the quota if there is one, each with the problem or an empty text."""
     taken, quota = folder_bytes(folder), quota_bytes(config)
     spare = max(found.fixed_bytes - taken, 0) + RESERVE_BYTES
     needed = _needed(config, found, taken, hours)
@@ -197,7 +200,7 @@ def _room(config: Config, found: Forecast, folder: Path, hours: float | None) ->
 
 
 def _needed(config: Config, found: Forecast, taken: int, hours: float | None) -> int | None:
-    """Return the bytes that the run will take besides what it has taken; None when only people end it."""
+    """Return the bytes that the run will add to its folder; None if only people end it."""
     if hours is not None:
         steps = min(config.steps, hours * 3600 * found.steps_per_s)
         return max(found.fixed_bytes - taken, 0) + round(steps * found.step_bytes) + RESERVE_BYTES
@@ -207,7 +210,7 @@ def _needed(config: Config, found: Forecast, taken: int, hours: float | None) ->
 
 
 def available_memory() -> int:
-    """Return the bytes that a new process can have; what the system caches files in counts as free."""
+    """Return the bytes that a new process can have. The system's cache of files counts as free."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""The store's writer: commits observations on a thread of its own, so that acting never waits for the disk."""
+"""The store's writer: a thread that commits rows, so that acting never waits for the disk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RETRY_S = 1.0
 
 
 class StoreWriter:
-    """Appends rows in their order; a row is acknowledged when it is committed. One writer per store.
+    """Appends rows in their order and acknowledges each when it is committed. One writer per store.
 
-    What cannot be written, since the disk is full or gone, is kept and tried again until it can. Committed rows are on
-    the disk after FULL_SYNC_EVERY_S at the latest, also when none follows.
+    Rows that a full or missing disk does not take are kept and written later. A committed row is on the disk within
+    FULL_SYNC_EVERY_S, even if no row follows.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class StoreWriter:
         *,
         on_acknowledged: Callable[[int], None] = lambda sequence: None,
     ) -> None:
-        """Open or create the store; `on_acknowledged` is told each sequence number, on the writer's thread."""
+        """Open or create the store; the writer's thread calls `on_acknowledged` with each sequence number."""
         self._path, self._image_shape, self._on_acknowledged = path, image_shape, on_acknowledged
         store = ExperienceStore(path, image_shape)
         try:
@@ -35,26 +35,26 @@ class StoreWriter:
         finally:
             store.close()
         self.failure: str | None = None
-        """Why nothing can be written at present, in one line; None while all is well."""
+        """Why nothing can be written at present, in one line; None if rows can be written."""
         self._rows: deque[Row] = deque()
         self._acknowledged = self._last[0]
         self._error: BaseException | None = None
         self._is_closing = threading.Event()
-        self._has_news = threading.Event()
+        self._has_work = threading.Event()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     @property
     def unwritten(self) -> int:
-        """Rows not acknowledged yet."""
+        """Rows that are not acknowledged yet."""
         return len(self._rows)
 
     def append(self, row: Row) -> None:
-        """Take a row to be written; returns at once.
+        """Queue a row and return at once.
 
         Raises:
-            StoreError: the writer was closed, or has died of something that is no matter of the disk.
-            ValueError: no store for these images can hold the row.
+            StoreError: the writer is closed, or died of an error that is not the disk's.
+            ValueError: the row does not fit a store of these images.
         """
         if self._error is not None:
             raise StoreError(f"the writer of {self._path} died: {self._error!r}") from self._error
@@ -62,20 +62,20 @@ class StoreWriter:
             raise StoreError(f"the writer of {self._path} is closed")
         require_storable(row, self._image_shape)
         self._rows.append(row)
-        self._has_news.set()
+        self._has_work.set()
 
     def steps(self) -> int:
-        """Return the env steps that were stored when this writer began."""
+        """Return the env steps in the store when this writer started."""
         return self._steps
 
     def last(self) -> tuple[int, int]:
-        """Return the newest row's sequence and segment as they were when this writer began."""
+        """Return sequence and segment of the newest row when this writer started."""
         return self._last
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write and sync what is pending, for so long at most; what cannot be written stays `unwritten`."""
+        """Write and sync the queued rows within `timeout_s`; rows that cannot be written stay `unwritten`."""
         self._is_closing.set()
-        self._has_news.set()
+        self._has_work.set()
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
@@ -83,12 +83,12 @@ class StoreWriter:
             is_last = False
             while not self._write() and not is_last:
                 is_last = self._is_closing.wait(RETRY_S)
-        except BaseException as error:  # whatever it is, the next append tells
+        except BaseException as error:  # the next append raises it
             self._error = error
             raise
 
     def _write(self) -> bool:
-        """Write rows until the disk fails; return whether the writer was closed with nothing pending."""
+        """Write rows until the disk fails; return whether the writer was closed and every row is written."""
         try:
             store = ExperienceStore(self._path, self._image_shape)
         except StoreError as error:
@@ -111,19 +111,19 @@ class StoreWriter:
                 store.close()
 
     def _is_committed(self, store: ExperienceStore, row: Row) -> bool:
-        """Return whether the newest row in the store is this one: committed, though SQLite failed thereafter."""
+        """Return whether this row is the newest in the store: it was committed before SQLite failed."""
         return store.last()[0] > self._acknowledged and store.newest_labels() == (row.segment, row.step)
 
     def _await_row(self, store: ExperienceStore) -> bool:
-        """Wait for a row, syncing those before it meanwhile; return False when there will be none."""
+        """Wait for a row and sync the rows before it; return False when the writer is closed."""
         while not self._rows:
             if self._is_closing.is_set():
                 store.sync()
                 return False
-            self._has_news.clear()
+            self._has_work.clear()
             if self._rows or self._is_closing.is_set():
                 continue
-            if not self._has_news.wait(max(FULL_SYNC_EVERY_S - store.unsynced_s(), 0)):
+            if not self._has_work.wait(max(FULL_SYNC_EVERY_S - store.unsynced_s(), 0)):
                 store.sync()
         return True
 

@@ -1,4 +1,4 @@
-"""Notification of systemd: that a run is ready, how it is, that it still makes progress."""
+"""Notification of systemd: the run is ready, its status, its progress, its end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-SHARE_OF_WATCHDOG = 0.25
-"""Progress is told at most this often, as a share of the time after which systemd takes a silent service for hung."""
+WATCHDOG_SHARE = 0.25
+"""Min time between two reports of progress, as a share of the time after which systemd calls a service hung."""
 STATUS_EVERY_S = 1.0
 
 
 class Notifier:
-    """Tells systemd what it asked to know when it started this process; without systemd it does nothing.
+    """Notifies systemd if it started this process; else does nothing.
 
-    Never blocks and never raises: a supervisor that cannot tell how it is goes on all the same.
+    It never blocks and never raises: the supervisor goes on without systemd.
 
     Source: sd_notify(3), sd_watchdog_enabled(3).
     """
@@ -24,30 +24,30 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._clock = clock
-        self._told_s = self._status_s = float("-inf")
+        self._progress_s = self._status_s = float("-inf")
         self.watchdog_s = _watchdog_s(environ)
-        """Seconds of silence after which systemd takes this process for hung; None: it does not look."""
+        """Seconds without a report after which systemd calls this process hung; None if it has no watchdog."""
 
     def ready(self, status: str) -> None:
-        """Say that the service is up, and how it is."""
+        """Report that the service is up, and its status."""
         self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
-        """Say how the service is, for `systemctl status`: once a second, or the socket would be full."""
+        """Report the status for `systemctl status`, at most once per STATUS_EVERY_S: a socket can fill up."""
         now = self._clock()
         if now - self._status_s >= STATUS_EVERY_S:
             self._status_s = now
             self._send(_status(text))
 
     def progress(self) -> None:
-        """Say that the service got on with its work; call it only when it really did, as often as that is."""
+        """Report progress. Call this after every piece of work, and never without work."""
         now = self._clock()
-        if self.watchdog_s is not None and now - self._told_s >= SHARE_OF_WATCHDOG * self.watchdog_s:
-            self._told_s = now
+        if self.watchdog_s is not None and now - self._progress_s >= WATCHDOG_SHARE * self.watchdog_s:
+            self._progress_s = now
             self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """Say that the service is about to end: systemd kills what is left of it TimeoutStopSec later."""
+        """Report that the service is ending: systemd kills what is left of it after TimeoutStopSec."""
         self._send("STOPPING=1")
 
     def _send(self, *lines: str) -> None:
@@ -59,7 +59,7 @@ class Notifier:
 
 
 def _address(text: str) -> str | None:
-    """Return the socket's address: a path, or a name in the abstract namespace, which is written with an @."""
+    """Return the address of the socket: a path, or after an @ a name in the abstract namespace."""
     if text.startswith("@"):
         return "\0" + text[1:]
     return text if text.startswith("/") else None
