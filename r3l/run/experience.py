@@ -1,4 +1,4 @@
-"""The experience store: what the robot saw, felt and did, one row per observation, in one SQLite file."""
+"""The experience store: one row per observation, in one SQLite file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from r3l.robot.base import FloatArray, Image
 
 SCHEMA_VERSION = 1
 FULL_SYNC_EVERY_S = 0.5
-"""A power cut loses the rows of so long at most, and of the commit at hand."""
+"""Max time between two syncs: a power cut loses the rows of this time, and those of the commit under way."""
 TALLY_EVERY = 1000
-"""Rows after which a count of them is kept, so that nobody need count them all."""
+"""Rows between two counts that are kept: only the rows after the kept count are counted again."""
 READ_BYTES = 1 << 22
-"""Images read at once: between two reads no transaction is open, else the write-ahead log could not be reset."""
+"""Bytes of images per read. No transaction is open between two reads, so that SQLite can reset the write-ahead log."""
 MAX_NUMBERS = 1024
-"""In a vector of a row."""
+"""Max length of a vector in a row."""
 MAX_SEQUENCE = 1 << 53
 PHASES = ("exploration", "task", "perturbation")
 KINDS = (int, int, int, bytes, bytes, bytes, bytes, bytes, float)
-"""Of the columns of a row, from segment to time_s."""
+"""Types of the columns of a row, from segment to time_s."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS observation (
@@ -50,27 +50,27 @@ CREATE TABLE IF NOT EXISTS observation (
 
 
 class StoreError(ReportedError, RuntimeError):
-    """The experience store cannot be used; the message says why and what to do."""
+    """The experience store cannot be used; the message says why, and the next step."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One observation, and the action that led to it (at step 0 of a segment: none, zeros)."""
+    """One observation, and the action that led to it: zeros at step 0 of a segment."""
 
     segment: int
     step: int
     phase: int
-    """Index into PHASES: who chose the action."""
+    """Index into PHASES: the policy that chose the action."""
     image: Image
     """[H, W, 3] uint8."""
     proprioception: FloatArray
     """[A] float32: measured joint positions in units of their range."""
     requested: FloatArray
-    """[A] float32 in [-1, 1]: what the policy asked for; agents learn on this."""
+    """[A] float32 in [-1, 1]: the action that the policy chose, which agents learn from."""
     applied: FloatArray
-    """[A] float32 in [-1, 1]: what safety let through."""
+    """[A] float32 in [-1, 1]: the action that the robot carried out within its safety limits."""
     diagnostic: FloatArray
-    """[D] float32: ground truth, empty but in diagnostic runs."""
+    """[D] float32: ground truth; empty except in diagnostic runs."""
     time_s: float
     """The robot's clock."""
     sequence: int = 0
@@ -83,15 +83,15 @@ class Tally(NamedTuple):
     last: int = 0
     rows: int = 0
     steps: int = 0
-    """Of those, how many an action led to."""
+    """Rows among them to which an action led."""
 
 
 class ExperienceStore:
     """Append-only rows. One writer; readers follow by sequence number.
 
-    A transition joins two consecutive steps of one segment. A row is acknowledged when `append` returns: it survives
-    the death of the process at once. Of the rows that a power cut may take, the oldest was acknowledged at most
-    FULL_SYNC_EVERY_S before the newest; `sync` leaves it none.
+    A transition joins two consecutive steps of one segment. A row is acknowledged when `append` returns: from then on
+    it survives the death of the process. A power cut may take the rows that were acknowledged within the last
+    FULL_SYNC_EVERY_S, and none of those before the last `sync`.
     """
 
     def __init__(self, path: Path, image_shape: tuple[int, int, int], *, readonly: bool = False) -> None:
@@ -103,7 +103,7 @@ class ExperienceStore:
         self._image_shape, self._path, self._is_readonly = image_shape, path, readonly
         self._log = path.resolve().with_name(path.resolve().name + "-wal")
         self._sizes: tuple[int, ...] = ()
-        # A process that was killed, or a sync that failed, may have left rows that are not on the disk yet.
+        # A killed process or a failed sync may have left rows that are not on the disk yet.
         self._unsynced_since_s: float | None = None if readonly else -math.inf
         self._untallied = TALLY_EVERY
         with self._described():
@@ -117,10 +117,12 @@ class ExperienceStore:
             raise
 
     def _prepare(self) -> None:
-        """Distrust what is there, since it may be from anywhere; then create what is missing."""
+        """Check the file, which may have any origin; then create the missing tables."""
         connection = self._connection
-        most = math.prod(self._image_shape) + 5 * 4 * MAX_NUMBERS
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)  # a larger row is an error before it takes any memory
+        max_bytes = math.prod(self._image_shape) + 5 * 4 * MAX_NUMBERS
+        connection.setlimit(
+            sqlite3.SQLITE_LIMIT_LENGTH, max_bytes
+        )  # a larger row is an error before it takes any memory
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         found = schema_of(connection)
@@ -150,9 +152,11 @@ class ExperienceStore:
             ) from error
 
     def append(self, row: Row) -> int:
-        """Commit a row and return its sequence number; after a StoreError it was, as a rule, not committed.
+        """Commit a row and return its sequence number.
 
-        The exception: SQLite failed behind the commit. `newest_labels` tells, once the store is opened again.
+        Raises:
+            StoreError: the row was not committed, or SQLite failed after the commit; `newest_labels` of the store,
+                opened again, tells which.
         """
         require_storable(row, self._image_shape)
         if self.unsynced_s() >= FULL_SYNC_EVERY_S:
@@ -184,7 +188,7 @@ class ExperienceStore:
             after, limit = found[-1].sequence, limit - len(found)
 
     def _read(self, after: int, most: int) -> list[Row]:
-        """Return the next rows, none only at the end."""
+        """Return the next rows; none at the end."""
         query = (
             "SELECT sequence, segment, step, phase, image, proprioception, requested, applied, diagnostic, time_s "
             "FROM observation WHERE sequence > ? ORDER BY sequence LIMIT ?"
@@ -194,7 +198,7 @@ class ExperienceStore:
             try:
                 for values in cursor.execute(query, (after, most)):
                     found.append(self._parsed(values[0], values[1:]))
-            except sqlite3.DataError as error:  # for its size SQLite refused one of the rows that follow
+            except sqlite3.DataError as error:  # one of the next rows is too large for SQLite
                 if most == 1:
                     at = "SELECT MIN(sequence) FROM observation WHERE sequence > ?"
                     raise self._malformed(cursor.execute(at, (after,)).fetchone()[0], str(error)) from error
@@ -217,7 +221,7 @@ class ExperienceStore:
         return Row(segment, step, phase, pixels, proprioception, requested, applied, truth, time_s, sequence)
 
     def _required(self, sequence: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the bytes of a row's image and vectors where they may be those of every row to come."""
+        """Return the sizes of a row's image and vectors, in bytes, if every later row may have them."""
         image, *widths = sizes
         if image != math.prod(self._image_shape):
             raise self._malformed(sequence, f"its image has {image} bytes, expected {self._image_shape}")
@@ -233,69 +237,69 @@ class ExperienceStore:
 
     def last(self) -> tuple[int, int]:
         """Return the newest row's sequence and segment; (0, -1) in an empty store."""
-        found = self._newest()
-        return (found[0], found[1]) if found else (0, -1)
+        sequence, segment, _ = self._newest() or (0, -1, 0)
+        return sequence, segment
 
     def newest_labels(self) -> tuple[int, int] | None:
         """Return the newest row's segment and step; None in an empty store."""
         found = self._newest()
-        return (found[1], found[2]) if found else None
+        return found and found[1:]
 
     def _newest(self) -> tuple[int, int, int] | None:
-        with self._described():
-            query = "SELECT sequence, segment, step FROM observation ORDER BY sequence DESC LIMIT 1"
-            found: tuple[int, int, int] | None = self._connection.execute(query).fetchone()
-        if found and not all(isinstance(each, int) and 0 <= each <= MAX_SEQUENCE for each in found):
-            raise self._malformed(found[0], "a label is not a number")
-        return found
+        found = self._query("SELECT sequence, segment, step FROM observation ORDER BY sequence DESC LIMIT 1")
+        for sequence, segment, step in found:
+            if all(isinstance(each, int) and 0 <= each <= MAX_SEQUENCE for each in (sequence, segment, step)):
+                return sequence, segment, step
+            raise self._malformed(sequence, "a label is not a number")
+        return None
 
     def steps(self) -> int:
-        """Return the number of env steps taken: rows that an action led to."""
+        """Return the number of env steps: rows to which an action led."""
         return self._tally().steps
 
     def count(self, upto: int) -> int:
         """Return the number of rows with a sequence number of at most `upto`."""
         kept = self._kept_tally()
-        if kept.last == kept.rows and upto <= kept.last:  # none is missing
+        if kept.last == kept.rows and upto <= kept.last:  # no row is missing
             return max(upto, 0)
         since, before = (kept.last, kept.rows) if upto >= kept.last else (0, 0)
-        with self._described():
-            query = "SELECT COUNT(*) FROM observation WHERE sequence > ? AND sequence <= ?"
-            return before + int(self._connection.execute(query, (since, upto)).fetchone()[0])
+        query = "SELECT COUNT(*) FROM observation WHERE sequence > ? AND sequence <= ?"
+        return before + int(self._query(query, since, upto)[0][0])
 
     def _tally(self) -> Tally:
-        """Return the tally of all rows: the one that is kept, and what came since."""
+        """Return the tally of all rows: the kept tally, and the rows after it."""
         kept = self._kept_tally()
         query = "SELECT MAX(sequence), COUNT(*), SUM(step > 0) FROM observation WHERE sequence > ?"
-        with self._described():
-            last, rows, steps = self._connection.execute(query, (kept.last,)).fetchone()
+        last, rows, steps = self._query(query, kept.last)[0]
         return Tally(last or kept.last, kept.rows + rows, kept.steps + (steps or 0))
 
     def _kept_tally(self) -> Tally:
-        """Return the tally that was kept last; an empty one where there is none that can be right."""
+        """Return the newest tally that was kept; an empty one if no possible one was."""
         meta = self._meta()
         kept = Tally(*(meta.get(f"tally_{name}", 0) for name in Tally._fields))
         is_possible = all(isinstance(each, int) for each in kept) and 0 <= kept.steps <= kept.rows <= kept.last
         return kept if is_possible and kept.last <= self.last()[0] else Tally()
 
     def _keep_tally(self) -> None:
-        """Keep the tally of rows that are committed, so that they need not be counted again."""
-        tally = self._tally()._asdict()
-        values = [each for name, value in tally.items() for each in (f"tally_{name}", value)]
-        with self._described():
-            self._connection.execute("REPLACE INTO meta VALUES (?, ?), (?, ?), (?, ?)", values)
+        """Keep the tally of the committed rows, so that they need not be counted again."""
+        values = [each for name, value in self._tally()._asdict().items() for each in (f"tally_{name}", value)]
+        self._query("REPLACE INTO meta VALUES (?, ?), (?, ?), (?, ?)", *values)
         self._untallied = 0
 
     def _meta(self) -> dict[str, Any]:
+        return dict(self._query("SELECT key, value FROM meta LIMIT 16"))
+
+    def _query(self, statement: str, *values: object) -> list[Any]:
+        """Execute a statement and return its rows; StoreError where SQLite fails."""
         with self._described():
-            return dict(self._connection.execute("SELECT key, value FROM meta LIMIT 16").fetchall())
+            return self._connection.execute(statement, values).fetchall()
 
     def unsynced_s(self) -> float:
-        """Return how long ago the oldest row was committed that may not be on the disk; 0 where all are."""
+        """Return the age of the oldest committed row that may not be on the disk; 0 if all rows are."""
         return 0.0 if self._unsynced_since_s is None else time.monotonic() - self._unsynced_since_s
 
     def sync(self) -> None:
-        """Bring every committed row to the disk; nothing to do where all are there."""
+        """Bring every committed row to the disk."""
         if self._unsynced_since_s is not None:
             with self._described(), self._log.open("rb") as file:
                 os.fsync(file.fileno())
@@ -313,7 +317,7 @@ class ExperienceStore:
 
 
 def require_storable(row: Row, image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError where a row is none that a store for images of `image_shape` can hold."""
+    """Raise ValueError if a store for images of `image_shape` cannot hold a row."""
     if row.image.shape != image_shape or row.image.dtype != np.uint8:
         raise ValueError(f"image is {row.image.dtype} {row.image.shape}, expected uint8 {image_shape}")
     sizes = [vector.size for vector in (row.proprioception, row.requested, row.applied, row.diagnostic)]
@@ -322,7 +326,7 @@ def require_storable(row: Row, image_shape: tuple[int, int, int]) -> None:
 
 
 def schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:
-    """Return kind, name and definition of everything in a database; of more than ours, a part."""
+    """Return type, name and definition of the first entries in a database's schema."""
     query = "SELECT type, name, sql FROM sqlite_schema ORDER BY name LIMIT 16"
     found: list[tuple[str, str, str | None]] = connection.execute(query).fetchall()
     return found

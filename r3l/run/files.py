@@ -1,4 +1,4 @@
-"""Files from elsewhere: a run directory may come from anyone, so it is data: sized before it is read, never left."""
+"""Files of a run directory, which may have any origin: sizes are checked before reading, and links are refused."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ MAX_LINE_BYTES = 256
 """Max size of a file that holds a name or a number."""
 
 
-def open_sized(path: Path, most: int) -> BufferedReader:
+def open_sized(path: Path, max_bytes: int) -> BufferedReader:
     """Open a file to be read, in bytes.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is a pipe, a device or a folder, or has more than `most` bytes.
+        ValueError: it is a pipe, a device or a folder, or has more than `max_bytes`.
     """
-    # A pipe that nobody writes to would keep the caller waiting.
+    # Without O_NONBLOCK, opening a pipe without a writer blocks.
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115
     try:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{path.name} is no file")
-        if found.st_size > most:
-            raise ValueError(f"{path.name} is larger than {_amount(most)}, which none of a run is")
+        if found.st_size > max_bytes:
+            raise ValueError(f"{path.name} is larger than {_amount(max_bytes)}, which none of a run is")
     except BaseException:
         file.close()
         raise
     return file
 
 
-def read(path: Path, most: int) -> bytes:
-    """Return what a file holds; raises what `open_sized` does, before anything is read."""
-    with open_sized(path, most) as file:
-        return file.read(os.fstat(file.fileno()).st_size)  # `most` would be allocated, however small the file
+def read(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file; raises what `open_sized` does, before anything is read."""
+    with open_sized(path, max_bytes) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # read(max_bytes) would allocate max_bytes
 
 
-def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
-    """Return the JSON in a file; raises what `open_sized` does, and ValueError where it holds none."""
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return the JSON in a file; raises what `open_sized` does, and ValueError if the file holds no JSON."""
     try:
-        return json.loads(read(path, most))
+        return json.loads(read(path, max_bytes))
     except RecursionError as error:
         raise ValueError(f"{path.name} is nested too deeply") from error
 
@@ -58,9 +58,9 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 
 def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what has no business in a run directory, and why: links, pipes and devices.
+    """Yield every link, pipe and device in a run directory, and what to do with it.
 
-    The folder itself may be reached through a link. What vanishes meanwhile is nobody's concern.
+    The folder itself may be reached through a link. Files that vanish meanwhile are left out.
     """
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -69,7 +69,7 @@ def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 continue
-            if stat.S_ISLNK(mode):  # one that stays inside would let two files be one
+            if stat.S_ISLNK(mode):  # a link inside the run would make two files one
                 where = "a link" if is_inside(folder, path) else "a link out of the run directory"
                 yield path, f"it is {where}; put there what it leads to"
             elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
@@ -77,7 +77,7 @@ def strangers(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link but never what it leads to; nothing is no error."""
+    """Remove a file, a folder with its content, or a link without its target; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

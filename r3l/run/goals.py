@@ -1,4 +1,4 @@
-"""Goal images: what success looks like, taken by a person's hand or its stand-in on the twin, kept in one folder."""
+"""Goal images: images of success, in one folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from r3l.config.errors import UserError
 from r3l.robot.base import CameraSettings, CameraSpec
 from r3l.robot.base import Image as Frame
 from r3l.robot.rig import MAX_PIXELS
-from r3l.run.files import is_inside, read, read_json, remove
+from r3l.run.files import is_inside, read, read_json, remove, write_file
 from r3l.run.images import MAX_BYTES, fit, open_image, quoted, rgb
 
 FORMAT_VERSION = 1
@@ -29,8 +29,8 @@ META, TRAIN, HELD_OUT = "goals.json", "train", "held-out"
 TWIN_SOURCE = "twin stand-in"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 THUMBNAIL_SIDE, NEAR_LEVELS, FLAT_LEVELS = 16, 1.0, 3.0
-"""Images are near-duplicates below NEAR_LEVELS grey levels of mean difference, and flat below FLAT_LEVELS of spread."""
-
+"""Thumbnails are near-duplicates if their mean difference is below NEAR_LEVELS grey levels, and flat if their standard
+deviation is below FLAT_LEVELS."""
 MAX_IMAGES = 100_000
 
 Images = NDArray[np.uint8]
@@ -46,13 +46,13 @@ class GoalsMeta:
     image: tuple[int, ...]
     """H and W in pixels."""
     train: int
-    """Number of images to learn from."""
+    """Number of training images."""
     held_out: int
-    """Number of images kept for calibration."""
+    """Number of images held out for calibration."""
     source: str
-    """Who took them: TWIN_SOURCE, or the name of the folder they came from."""
+    """TWIN_SOURCE, or the name of the folder from which the images were imported."""
     camera: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """`Robot.camera_settings` of who took them; empty where nobody knows."""
+    """`Robot.camera_settings` of the robot that took the images; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Goals:
 
 
 def read_folder(folder: Path, image_shape: tuple[int, int], minimum: int) -> Images:
-    """Read a folder of anyone's images, cropped about the centre and averaged to (H, W): uint8 [N, H, W, 3].
+    """Read a folder of images of any origin, cropped about the centre and averaged to (H, W): uint8 [N, H, W, 3].
 
-    A folder of our own format gives its training images, then its held-out ones.
+    A folder that `save_goals` wrote gives its training images, then its held-out ones.
 
     Raises:
         UserError: the folder or an image cannot be used, or there are fewer than `minimum`.
@@ -115,13 +115,13 @@ def save_goals(
 
 
 def copy_goals(source: Path, folder: Path) -> None:
-    """Copy a folder of our own format, byte for byte and nothing but its goal images; raises what the others do."""
+    """Copy the goal images, and no other file, of a folder that `save_goals` wrote; UserError where that fails."""
     meta = _read_meta(source)
     _write_folder(folder, meta, ((name, _read_image(source, name)) for name in _names(meta)))
 
 
 def _names(meta: GoalsMeta) -> Iterator[str]:
-    """Yield where the images are, below the folder."""
+    """Yield the paths of the images, relative to the folder."""
     for part, count in ((TRAIN, meta.train), (HELD_OUT, meta.held_out)):
         yield from (f"{part}/{index:04d}.png" for index in range(count))
 
@@ -145,8 +145,8 @@ def _write_folder(folder: Path, meta: GoalsMeta, images: Iterable[tuple[str, byt
         for place in (TRAIN, HELD_OUT):
             (part / place).mkdir(parents=True)
         for name, content in images:
-            _write(part / name, content)
-        _write(part / META, json.dumps(asdict(meta), indent=2).encode())
+            write_file(part / name, content)
+        write_file(part / META, json.dumps(asdict(meta), indent=2).encode())
         part.rename(folder)
     except OSError as error:
         raise UserError(
@@ -157,36 +157,41 @@ def _write_folder(folder: Path, meta: GoalsMeta, images: Iterable[tuple[str, byt
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load_goals(folder: Path, camera: CameraSpec, minimum: int) -> Goals:
-    """Read a folder that `save_goals` wrote, for images of `camera`'s size and at least `minimum` in all.
+def load_goals(folder: Path, camera: CameraSpec | None, minimum: int) -> Goals:
+    """Read a folder that `save_goals` wrote.
+
+    Args:
+        folder: the folder.
+        camera: the camera whose image size the images must have; None for any size.
+        minimum: min number of images, held-out ones included.
 
     Raises:
-        UserError: it is missing, damaged, newer than this r3l, of another size, or too small.
+        UserError: the folder is missing, damaged, from a newer R3L, of another size, or holds too few images.
     """
     _require_folder(folder)
     meta = _read_meta(folder)
-    expected = (camera.height, camera.width)
-    if meta.image != expected:
+    height, width = meta.image
+    if camera and (camera.height, camera.width) != (height, width):
         raise UserError(
-            f"goal images in {quoted(folder)} are {_size(meta.image)}, expected the camera's {_size(expected)}; "
-            "take them again, or import the originals anew"
+            f"goal images in {quoted(folder)} are {width}x{height} px, expected the camera's "
+            f"{camera.width}x{camera.height} px; take them again, or import the originals anew"
         )
     _require(meta.train + meta.held_out, minimum, folder)
-    train = _load_part(folder, TRAIN, meta.train, expected)
-    return Goals(train, _load_part(folder, HELD_OUT, meta.held_out, expected), meta)
+    # The count in goals.json is believed only when every image has been opened.
+    frames = [np.asarray(rgb(open_image(folder / name, folder, (height, width)))) for name in _names(meta)]
+    images = np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
+    return Goals(images[: meta.train], images[meta.train :], meta)
 
 
 def read_goals(folder: Path) -> Goals:
-    """Read a folder that `save_goals` wrote, of whatever size; raises what `load_goals` does."""
-    _require_folder(folder)
-    height, width = _read_meta(folder).image
-    return load_goals(folder, CameraSpec(width, height), 0)
+    """Read a folder that `save_goals` wrote, of any size; raises what `load_goals` does."""
+    return load_goals(folder, None, 0)
 
 
 def camera_problem(meta: GoalsMeta, camera: CameraSettings) -> str:
-    """Return in one line in what the camera that took goal images was set otherwise; nothing where it was not.
+    """Return in one line how a camera's settings differ from those that took the goal images; "" if they do not.
 
-    Images whose camera nobody knows fit any.
+    Goal images of an unknown camera fit every camera.
     """
     for name in sorted(meta.camera.keys() & camera.keys()):
         if tuple(meta.camera[name]) != tuple(camera[name]):
@@ -199,7 +204,7 @@ def camera_problem(meta: GoalsMeta, camera: CameraSettings) -> str:
 
 
 def joined(first: Goals, second: Goals) -> Goals:
-    """Return the images of both, those held out of either still held out."""
+    """Return the images of both; held-out images stay held out."""
     train = np.concatenate([first.train, second.train])
     held_out = np.concatenate([first.held_out, second.held_out])
     meta = replace(first.meta, train=len(train), held_out=len(held_out))
@@ -207,7 +212,7 @@ def joined(first: Goals, second: Goals) -> Goals:
 
 
 def variety_warnings(images: Images) -> list[str]:
-    """Return one line for each thing that makes goal images [N, H, W, 3] poor teachers; none where all is well."""
+    """Return a line for each lack of variety in goal images [N, H, W, 3]."""
     count, found = len(images), []
     identical = count - len({image.tobytes() for image in images})
     if identical:
@@ -225,13 +230,13 @@ def variety_warnings(images: Images) -> list[str]:
 
 
 def thumbnail(image: Frame) -> NDArray[np.float32]:
-    """Return a picture's coarse look, [T]: pictures that hardly differ in it are near-duplicates."""
+    """Return an image as a small grid of its colours, [T]: near-duplicates hardly differ in it."""
     small = Image.fromarray(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1)
 
 
 def _count_distinct(thumbnails: NDArray[np.float32]) -> int:
-    """Count images [N, D] that no earlier counted one is a near-duplicate of."""
+    """Count thumbnails [N, T], without those that are near-duplicates of one counted before."""
     kept = np.empty_like(thumbnails)
     count = 0
     for thumbnail in thumbnails:
@@ -239,10 +244,6 @@ def _count_distinct(thumbnails: NDArray[np.float32]) -> int:
             kept[count] = thumbnail
             count += 1
     return count
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]} px"
 
 
 def _require(count: int, minimum: int, folder: Path) -> None:
@@ -277,15 +278,8 @@ def _png(image: Frame) -> bytes:
     return content.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_meta(folder: Path) -> GoalsMeta:
-    """Return what goals.json says, held against the sizes there can be."""
+    """Return the content of goals.json; UserError if it is damaged or states an impossible size or count."""
     path = folder / META
     try:
         if not is_inside(folder, path):
@@ -316,13 +310,3 @@ def _read_meta(folder: Path) -> GoalsMeta:
             "restore it, or import its images"
         )
     return meta
-
-
-def _load_part(folder: Path, part: str, count: int, image_shape: tuple[int, int]) -> Images:
-    paths = [folder / part / f"{index:04d}.png" for index in range(count)]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing:
-        raise UserError(f"goal image {quoted(missing)} is not a file, {META} counts it; restore it from a copy")
-    # What goals.json says of sizes is believed when every image has been opened.
-    images = [np.asarray(rgb(open_image(path, folder, image_shape)), np.uint8) for path in paths]
-    return np.stack(images) if images else np.zeros((0, *image_shape, 3), np.uint8)

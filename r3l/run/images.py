@@ -1,4 +1,4 @@
-"""Anyone's image files: opened with suspicion, turned into frames of the camera's size."""
+"""Image files of any origin: checked, opened, and scaled to the camera's image size."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from r3l.robot.rig import MAX_PIXELS, SMALLEST_SIDE
 from r3l.run.files import is_inside, remove
 
 FORMATS = ("PNG", "JPEG", "BMP")
-"""What is decoded, whatever the name says."""
+"""Formats that are decoded, whatever the file's name."""
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
-"""What Pillow's decoders raise on damaged files."""
+"""Errors that Pillow's decoders raise for damaged files."""
 MAX_BYTES = 4 * MAX_PIXELS
 
 
 def quoted(path: Path) -> str:
-    """Quote a path so that it stays on one line."""
+    """Return a path in quotes, on one line."""
     return repr(str(path))
 
 
 def open_image(path: Path, folder: Path, shape: tuple[int, int] | None = None) -> Image.Image:
-    """Return a whole, decoded image of a sensible size, or of `shape` (H, W); UserError names what is wrong with it."""
+    """Return an image, decoded and within the size limits, or of `shape` (H, W); UserError says what is wrong."""
     if not is_inside(folder, path):
         raise UserError(f"goal image {quoted(path)} is a link out of its folder; expected a file: copy the image there")
     if not path.is_file():
-        raise UserError(f"goal image {quoted(path)} is not a file; expected a PNG, JPEG or BMP image: remove it")
+        raise UserError(
+            f"goal image {quoted(path)} is not a file; expected a PNG, JPEG or BMP image: restore or remove it"
+        )
     if path.stat().st_size > MAX_BYTES:
         raise _too_large(path)
     try:
@@ -85,7 +87,7 @@ def _too_large(path: Path) -> UserError:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return any image as 8-bit RGB: 16-bit greys scaled, what is transparent on black."""
+    """Return an image as 8-bit RGB: 16-bit grey is scaled, and black shows behind transparent pixels."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -110,7 +112,7 @@ BACKGROUND = (30, 30, 30)
 def contact_sheet(
     images: list[Frame] | NDArray[np.uint8], path: Path, columns: int = 8, side: int = 96, *, is_numbered: bool = False
 ) -> None:
-    """Write pictures in rows, in the order they were taken, with their numbers or without: for a person to look at."""
+    """Write images in rows into one picture, with or without their numbers."""
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, max(rows, 1) * side), BACKGROUND)
     draw = ImageDraw.Draw(sheet)

@@ -12,7 +12,7 @@ LOGGED_EVERY_S = 10.0
 
 
 class Unblocked:
-    """A text stream for a process that waits for nobody: what a stopped terminal does not take is lost."""
+    """A text stream that never blocks: text that a stopped terminal does not take is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
