@@ -1,4 +1,4 @@
-"""A run directory: everything that belongs to one run, and the lock that keeps two processes out of it."""
+"""A run directory: the paths and small files of one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from r3l.run.tensors import Tensors, save_tensors
 
 FORMAT_VERSION = 1
 LAST_EPOCH_S = 253_402_300_800.0
-"""The year 10000, which no calendar shows."""
+"""The year 10000, which `datetime` cannot show."""
 SNAPSHOT = re.compile(r"step-([0-9]{8,18})\.safetensors")
 
 
@@ -51,7 +51,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: Config) -> Run:
-        """Make a new run directory and save the resolved config; an existing one is never overwritten."""
+        """Make a new run directory and save its config; UserError if the folder exists."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError as error:
@@ -67,7 +67,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open an existing run; UserError says why one cannot be used."""
+        """Open an existing run; UserError says why it cannot be used."""
         path = folder / "config.json"
         if os.path.lexists(path):
             _require_own(folder)
@@ -92,20 +92,20 @@ class Run:
         return cls(folder, config)
 
     def extended(self, steps: int) -> Run:
-        """Return the run with another number of steps, saved in its config."""
+        """Save another number of steps; return the changed run."""
         return self.changed(replace(self.config, steps=steps))
 
     def changed(self, config: Config) -> Run:
-        """Return the run with another config, saved."""
+        """Save another config; return the changed run."""
         self._save_config(config)
         return Run(self.folder, config)
 
     def set_deadline(self, epoch_s: float | None) -> None:
-        """Keep when the run is to end, also for a process that goes on with it; None: its steps alone say."""
+        """Save the time at which the run ends, for every process that resumes it; None: it ends by its steps."""
         write_file(self.folder / "deadline.json", json.dumps({"ends_epoch_s": epoch_s}).encode())
 
     def deadline(self) -> float | None:
-        """Return when the run is to end (seconds of the epoch); None where only its steps say."""
+        """Return the time at which the run ends, seconds since 1970; None if it ends by its steps."""
         try:
             ends_epoch_s = float(read_json(self.folder / "deadline.json")["ends_epoch_s"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
@@ -113,7 +113,7 @@ class Run:
         return ends_epoch_s if 0 <= ends_epoch_s < LAST_EPOCH_S else None
 
     def replace_goals(self, goals: Goals) -> None:
-        """Learn from other goal images from now on; the folder is whole at every moment but one, and then set aside."""
+        """Replace the goal images; after a crash in between, goals.old has the former ones."""
         fresh, old = self.folder / "goals.new", self.folder / "goals.old"
         for left_over in (fresh, old):
             remove(left_over)
@@ -127,16 +127,16 @@ class Run:
 
     @property
     def rig(self) -> Path | None:
-        """The run's copy of its robot's rig file; None where the robot has none."""
+        """The run's copy of its robot's rig file; None if the robot has none."""
         path = self.folder / "rig.toml"
         return path if path.exists() else None
 
     def keep_rig(self, path: Path) -> None:
-        """Copy a rig file into the run, in place of the one it has."""
+        """Copy a rig file into the run, in place of the former one."""
         write_file(self.folder / "rig.toml", read(path, MAX_JSON_BYTES))
 
     def keep_goals(self, folder: Path) -> None:
-        """Copy a goal folder into the run, which from then on needs nothing outside itself."""
+        """Copy a goal folder into the run."""
         copy_goals(folder, self.goals)
 
     def _save_config(self, config: Config) -> None:
@@ -152,12 +152,12 @@ class Run:
         return lock_holder(self.folder)
 
     def event(self, kind: str, message: str) -> None:
-        """Append to events.jsonl: what happened, for people."""
+        """Append an event to events.jsonl."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         append_jsonl(self.events, {"time": stamp, "kind": kind, "message": message})
 
     def snapshot_path(self, step: int) -> Path:
-        """Return where the weights published at `step` are."""
+        """Return the path of the weights published at `step`."""
         return self.weights / f"step-{step:08d}.safetensors"
 
     def published(self) -> list[int]:
@@ -166,18 +166,18 @@ class Run:
         return sorted(int(name[1]) for name in found if name)
 
     def snapshots(self) -> list[int]:
-        """Return the steps of all published weights, oldest first; UserError when there are none yet."""
+        """Return the steps of all published weights, oldest first; UserError if there are none yet."""
         steps = self.published()
         if not steps:
             raise UserError(f"{self.folder} has published no weights yet; train it further first")
         return steps
 
     def newest_snapshot(self) -> int:
-        """Return the step of the newest published weights; UserError when there are none yet."""
+        """Return the step of the newest published weights; UserError if there are none yet."""
         return self.snapshots()[-1]
 
     def save_weights(self, step: int, tensors: Tensors) -> None:
-        """Publish the weights to be evaluated at `step`."""
+        """Publish the weights of `step` for evaluation."""
         self.weights.mkdir(exist_ok=True)
         save_tensors(self.snapshot_path(step), tensors, {"step": step})
 
@@ -187,13 +187,13 @@ class Run:
 
 
 def _require_own(folder: Path) -> None:
-    """Raise UserError where a run directory leads out of itself: it may come from anyone, and is written to."""
+    """Raise UserError if a run directory holds a link, pipe or device: it may have any origin, and is written to."""
     for path, reason in strangers(folder):
         raise UserError(f"{folder} cannot be used: {str(path.relative_to(folder))!r} in it: {reason}")
 
 
 def _word(value: object) -> str:
-    """Return what somebody's file says, short and on one line."""
+    """Return a value from a file of any origin, short and on one line."""
     return " ".join(str(value).split())[:20]
 
 

@@ -1,4 +1,4 @@
-"""Storage: what a run takes of disk and memory, and how long there is room for it."""
+"""Disk and memory that a run takes, and for how long the disk has room."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from r3l.task.base import Task
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVE_BYTES = 64 * MIB
-"""Kept free of observations, so that a checkpoint can still be written beside those there are: measured at 22 MiB
-with an empty replay and 34 MiB with 200,000 rows."""
+"""Disk kept free of observations, so that a checkpoint can still be written: 22 MiB measured with an
+empty replay, 34 MiB with 200,000 rows."""
 CHECKPOINT_BYTES = 40 * MIB
-"""A checkpoint without its latents: 22 MiB measured, 38 MiB without an encoder."""
+"""Size of a checkpoint without its latents: 22 MiB measured, 38 MiB without an encoder."""
 SNAPSHOT_BYTES = 4 * MIB
-"""Published weights; 3.6 MiB measured."""
+"""Size of published weights: 3.6 MiB measured."""
 TRUTH_BYTES = 350
-"""A row of the truth recorder: 127 measured on the valve, 344 on beads."""
+"""Size of a row of ground truth: 127 bytes measured on the valve, 344 on beads."""
 NOTES_BYTES = 40
-"""Metrics, curves and events per env step; 16 measured."""
+"""Size of metrics, curves and events per env step: 16 bytes measured."""
 ACTOR_BYTES, LEARNER_BYTES, EVALUATOR_BYTES, SUPERVISOR_BYTES = 400 * MIB, 650 * MIB, 400 * MIB, 480 * MIB
-"""Resident memory of each process, the replay apart: 308, 590, 380 and 454 MiB measured in a run on the twin, what they
-share counted in each; the pre-flight check goes on as the supervisor."""
+"""Resident memory of each process without the replay: 308, 590, 380 and 454 MiB measured in a run on the twin,
+with shared memory counted in each. The supervisor is the process that made the pre-flight check."""
 PIXELS_BYTES, SYNC_BYTES = 300 * MIB, 100 * MIB
-"""What learning from pixels takes besides, and what acting and evaluating in the learner's process does."""
+"""More memory of the learner's process if it learns from pixels, and if it also acts and evaluates."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run needs."""
+    """Disk and memory that a run needs."""
 
     step_bytes: float
-    """On the disk, per env step."""
+    """Disk per env step."""
     fixed_bytes: int
-    """On the disk, however long the run."""
+    """Disk for any number of steps."""
     actor_bytes: int
-    """Memory of the process that acts; 0 in a sync run, where the learner's does it."""
+    """Memory of the actor's process; 0 in a sync run, where the learner's process acts."""
     learner_bytes: int
-    """Memory of the process that learns, a full replay included."""
+    """Memory of the learner's process with a full replay."""
     evaluator_bytes: int
-    """Memory of the process that evaluates beside them; 0 in a sync run, and where nothing is evaluated."""
+    """Memory of the evaluator's process; 0 in a sync run, and in a run without evaluations."""
     supervisor_bytes: int
-    """Memory of the process that looks after both; 0 in a sync run."""
+    """Memory of the supervisor's process; 0 in a sync run."""
     steps_per_s: float
     """Env steps per second."""
 
@@ -58,20 +58,20 @@ class Forecast:
         return self.actor_bytes + self.learner_bytes + self.evaluator_bytes + self.supervisor_bytes
 
     def disk_bytes(self, steps: float) -> int:
-        """Return what so many env steps take of the disk, checkpoints and all."""
+        """Return the disk that a number of env steps takes, with checkpoints."""
         return self.fixed_bytes + round(steps * self.step_bytes)
 
     def hours(self, room_bytes: float) -> float:
-        """Return for how many hours of env steps there is room."""
+        """Return the hours of env steps for which there is room."""
         return max(room_bytes, 0.0) / (self.step_bytes * self.steps_per_s * 3600)
 
 
 def forecast(config: Config, task: Task, *, steps_per_s: float | None = None) -> Forecast:
-    """Return what a run of `config` needs at a rate of env steps, by default the rig's control rate."""
+    """Return the needs of a run at a rate of env steps, by default the rig's control rate."""
     rig, joints = task.rig, len(task.rig.joints)
     image = rig.camera.width * rig.camera.height * 3
     episode = _mean_episode_steps(config)
-    # An episode's first observation is a row of its own; the truth recorder keeps the moves home too.
+    # The first observation of an episode is one more row. Ground truth also has the moves home.
     step = row_bytes(image, joints) * (1 + 1 / episode)
     step += TRUTH_BYTES * (1 + config.phases.homing_steps / episode) + NOTES_BYTES
     step += SNAPSHOT_BYTES / config.evaluate_every if config.evaluate_every else 0.0
@@ -92,25 +92,25 @@ def forecast(config: Config, task: Task, *, steps_per_s: float | None = None) ->
 
 
 def row_bytes(image_bytes: int, joints: int) -> int:
-    """Return what a row takes of the experience store's file.
+    """Return the size of a row in the experience store's file.
 
-    SQLite keeps the head of a long row in a page that rows share and the rest in pages of its own: 12,800 bytes for
+    SQLite keeps the head of a long row in a page that rows share, and the rest in pages of the row: 12,800 bytes for
     an image of 12,288.
 
     Source: sqlite.org/fileformat2.html, 1.6 B-tree Pages.
     """
     page, row = 4096, image_bytes + 12 * joints + 32
-    least, most, body = (page - 12) * 32 // 255 - 23, page - 35, page - 4
+    min_head, max_head, body = (page - 12) * 32 // 255 - 23, page - 35, page - 4
     head = row
-    if row > most:
-        head = least + (row - least) % body
-        head = least if head > most else head
+    if row > max_head:
+        head = min_head + (row - min_head) % body
+        head = min_head if head > max_head else head
     sharing = (page - 8) // (head + 12)
     return math.ceil((row - head) / body) * page + page // sharing
 
 
 def room_left(folder: Path, quota_bytes: int = 0) -> int:
-    """Return the bytes that a run in `folder` may still take: what is free, or what its quota leaves (0: none)."""
+    """Return the bytes that a run in `folder` may still take: the free disk, or the rest of its quota (0: no quota)."""
     free = shutil.disk_usage(existing(folder)).free
     return max(min(free, quota_bytes - folder_bytes(folder)), 0) if quota_bytes else free
 
@@ -118,14 +118,13 @@ def room_left(folder: Path, quota_bytes: int = 0) -> int:
 def is_full(folder: Path, quota_bytes: int = 0, *, reserve_bytes: int = RESERVE_BYTES) -> bool:
     """Return whether there is no room for observations.
 
-    A checkpoint that is being written takes some for a moment: who was told that it is full asks with twice the
-    reserve before going on.
+    A checkpoint takes some of the reserve while it is written: before a run resumes, ask with twice the reserve.
     """
     return room_left(folder, quota_bytes) < reserve_bytes
 
 
 def can_write(folder: Path) -> bool:
-    """Return whether the disk takes a small file: it may be read-only, or broken, and yet have room."""
+    """Return whether a small file can be written: a read-only or broken disk may have room."""
     probe = folder / ".probe"
     try:
         probe.write_bytes(bytes(4096))
@@ -136,23 +135,23 @@ def can_write(folder: Path) -> bool:
 
 
 def hours_left(run: Run, task: Task, *, steps_per_s: float | None = None) -> float:
-    """Return for how many hours a run has room on the disk, or within its quota, at a rate of env steps."""
+    """Return the hours for which a run has room on the disk and in its quota, at a rate of env steps."""
     room = room_left(run.folder, quota_bytes(run.config)) - RESERVE_BYTES
     return forecast(run.config, task, steps_per_s=steps_per_s).hours(room)
 
 
 def quota_bytes(config: Config) -> int:
-    """Return the bytes that the run directory may take; 0: all that is free."""
+    """Return the max size of the run directory, bytes; 0 for no limit."""
     return round(config.quota_gib * GIB)
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return what the files below a folder take of the disk; what vanishes meanwhile counts for nothing."""
+    """Return the disk that the files below a folder take; files that vanish meanwhile do not count."""
     return sum(_file_bytes(folder))
 
 
 def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 

@@ -14,7 +14,7 @@ from r3l.run.jsonl import append_jsonl
 
 
 class MetricsWriter:
-    """Averages what it is given and writes one line per `every` env steps."""
+    """Averages metrics and writes them once per `every` env steps."""
 
     def __init__(self, file: Path, tensorboard: Path, every: int) -> None:
         self._file, self._tensorboard = file, tensorboard
@@ -24,23 +24,23 @@ class MetricsWriter:
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Take in one update's metrics."""
+        """Add the metrics of one update."""
         for name, value in metrics.items():
             self._sums[name] += float(value)
             self._counts[name] += 1
 
     def on_step(self, step: int) -> None:
-        """Write the averages when the span is over."""
+        """Write the averages at the end of a span."""
         if step % self._every == 0 and self._counts:
             self.write(step, {name: total / self._counts[name] for name, total in self._sums.items()})
             self._sums.clear()
             self._counts.clear()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values under a step, now.
+        """Write the values of a step at once.
 
         Raises:
-            OSError: the disk takes nothing; what it did not take is lost, and the next call begins anew.
+            OSError: the disk is full or broken. These values are lost; the next call opens the event file again.
         """
         append_jsonl(self._file, {"step": step} | dict(values))
         if self._shared is None:

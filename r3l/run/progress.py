@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal, a line every ten seconds where the output is kept."""
+"""Progress bars: live on a terminal, a line every ten seconds in a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Unblocked:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text, or leave it out."""
+        """Write text, or drop it if the stream would block."""
         if self._takes_text():
             self._stream.write(text)
-            self._stream.flush()  # what is kept back would be written at a moment of its own
+            self._stream.flush()  # buffered text would be written later, and could block then
         return len(text)
 
     def flush(self) -> None:
@@ -30,7 +30,7 @@ class Unblocked:
     def _takes_text(self) -> bool:
         try:
             return bool(select.select([], [self._stream.fileno()], [], 0)[1])
-        except (OSError, ValueError):  # no file of the system's, or none any more
+        except (OSError, ValueError):  # the stream is no file, or closed
             return True
 
     def __getattr__(self, name: str) -> Any:
