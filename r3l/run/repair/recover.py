@@ -111,7 +111,8 @@ def read_log(log: BinaryIO, size: int) -> tuple[dict[int, int], int]:
         if is_ours and is_sound and number > 0:
             pending[number] = log.tell() - size
         if is_ours and is_commit:
-            newest, pending = newest | pending, {}
+            newest.update(pending)
+            pending.clear()
             damaged = found if is_sound else damaged
     return newest, damaged
 
