@@ -301,7 +301,7 @@ def test_true_state_shows_the_state_then_the_proprioception() -> None:
 
 def test_only_a_simulated_robot_can_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     class Real:
-        """Stands for a robot that nobody can place."""
+        """Stands for a robot whose object cannot be placed."""
 
     monkeypatch.setattr("r3l.evaluation.resets_env.load_robot", lambda *arguments, **named: Real())
     with pytest.raises(UserError, match="is not simulated"):

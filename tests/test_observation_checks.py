@@ -58,9 +58,9 @@ def checks_of(config: ChecksConfig | None = None, *, is_simulated: bool = False)
 
 
 def last(checks: ObservationChecks, readings: list[Reading]) -> Trouble | None:
-    """Return the finding of the last reading; all readings before it pass."""
-    for look in readings[:-1]:
-        assert checks.check(*look) is None
+    """Return the trouble of the last reading; all readings before it pass."""
+    for reading in readings[:-1]:
+        assert checks.check(*reading) is None
     return checks.check(*readings[-1])
 
 
@@ -86,12 +86,12 @@ def test_every_check_finds_what_it_is_for_and_answers_as_configured(name: str, a
     config = ChecksConfig()
     check: Check = getattr(config, name)
     checks = checks_of(replace(config, **{name: replace(check, action=action)}))
-    finding = last(checks, [good(), *bad(name)] if name != "moved" else bad(name))
-    assert finding is not None
-    assert (finding.name, finding.action) == (name, action)
-    assert f"checks.{name}.threshold {check.threshold:g}" in finding.message
-    assert f"checks.{name}.action" in finding.message
-    assert "\n" not in finding.message
+    trouble = last(checks, [good(), *bad(name)] if name != "moved" else bad(name))
+    assert trouble is not None
+    assert (trouble.name, trouble.action) == (name, action)
+    assert f"checks.{name}.threshold {check.threshold:g}" in trouble.message
+    assert f"checks.{name}.action" in trouble.message
+    assert "\n" not in trouble.message
     assert checks.counts == dict.fromkeys(CHECKS, 0) | {name: 1}
 
 
@@ -99,22 +99,22 @@ def test_the_gravest_of_several_findings_is_returned_and_all_are_counted() -> No
     joints = np.full(3, np.nan)
     config = replace(ChecksConfig(), joint_impossible=Check(0.5, "stop"), dark=Check(12.0, "warn"))
     checks = checks_of(config)
-    finding = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
-    assert finding is not None
-    assert finding.name == "joint_impossible"
+    trouble = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
+    assert trouble is not None
+    assert trouble.name == "joint_impossible"
     assert checks.counts["dark"] == checks.counts["late"] == 1
     checks = checks_of(replace(config, joint_impossible=Check(0.5, "skip"), dark=Check(12.0, "pause")))
-    finding = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
-    assert finding is not None
-    assert finding.action == "pause"
+    trouble = checks.check(seen(noisy() // 32, joints), None, 9 * PERIOD_S)
+    assert trouble is not None
+    assert trouble.action == "pause"
 
 
 @pytest.mark.parametrize("joints", [[0, np.nan, 0], [np.inf, 0, 0], [0, 0], [0, 0, -1.51], [40, 0, 0]])
 def test_joints_that_cannot_be_are_found(joints: list[float]) -> None:
-    finding = checks_of().check(seen(noisy(), np.array(joints)), None, PERIOD_S)
-    assert finding is not None
-    assert finding.name == "joint_impossible"
-    assert "\n" not in finding.message
+    trouble = checks_of().check(seen(noisy(), np.array(joints)), None, PERIOD_S)
+    assert trouble is not None
+    assert trouble.name == "joint_impossible"
+    assert "\n" not in trouble.message
 
 
 def test_a_joint_pushed_a_little_beyond_its_limit_is_believed() -> None:
@@ -133,9 +133,9 @@ def test_a_frozen_camera_stays_frozen_until_it_shows_something_new() -> None:
     readings = bad("frozen")
     last(checks, readings)
     for _ in range(20):
-        finding = checks.check(*readings[-1])
-        assert finding is not None
-        assert finding.name == "frozen"
+        trouble = checks.check(*readings[-1])
+        assert trouble is not None
+        assert trouble.name == "frozen"
     assert checks.check(*good()) is None
 
 
@@ -144,9 +144,9 @@ def test_frames_that_are_all_black_or_all_white_are_not_called_frozen(level: int
     config = ChecksConfig(dark=Check(12.0, "warn"), saturated=Check(0.5, "warn"))
     checks = checks_of(config)
     for _ in range(50):
-        finding = checks.check(seen(np.full_like(SCENE, level)), None, PERIOD_S)
-        assert finding is not None
-        assert finding.action == "warn"
+        trouble = checks.check(seen(np.full_like(SCENE, level)), None, PERIOD_S)
+        assert trouble is not None
+        assert trouble.action == "warn"
     assert checks.counts["frozen"] == 0
     assert last(checks, [good(), *bad("frozen")]) is not None
 
@@ -159,9 +159,9 @@ def test_a_simulated_camera_is_frozen_only_when_every_joint_roamed_and_not_while
         assert checks.check(seen(image, joints), None, PERIOD_S) is None, "fingers may be out of sight"
     away = np.full(3, -0.7)
     for identical in (101, 102):
-        finding = checks.check(seen(image, away), None, PERIOD_S)
-        assert finding is not None
-        assert finding.message.startswith(f"{identical} identical frames in a row")
+        trouble = checks.check(seen(image, away), None, PERIOD_S)
+        assert trouble is not None
+        assert trouble.message.startswith(f"{identical} identical frames in a row")
     checks.rest()
     assert checks.check(seen(image, away), None, PERIOD_S) is None
     assert checks.check(seen(image, np.full(3, 0.7)), None, PERIOD_S) is not None
@@ -214,9 +214,9 @@ def test_a_joint_that_is_held_on_one_side_is_not_frozen() -> None:
 def test_frozen_joints_stay_so_while_paused_and_pass_with_a_new_reading() -> None:
     checks = checks_of()
     last(checks, bad("joint_frozen"))
-    finding = checks.check(seen(noisy(), np.zeros(3)), None, PERIOD_S)
-    assert finding is not None
-    assert finding.name == "joint_frozen"
+    trouble = checks.check(seen(noisy(), np.zeros(3)), None, PERIOD_S)
+    assert trouble is not None
+    assert trouble.name == "joint_frozen"
     assert checks.check(seen(noisy(), np.full(3, 1e-3)), None, PERIOD_S) is None
 
 
@@ -225,8 +225,8 @@ def test_a_camera_put_back_is_believed_after_some_readings_and_not_before() -> N
     last(checks, bad("moved"))
     away = [(seen(noisy(np.roll(SCENE, 2, 1))), None, PERIOD_S) for _ in range(RECENT)]
     back = [good() for _ in range(RECENT)]
-    assert all(checks.check(*look) is not None for look in away)
-    results = [checks.check(*look) is None for look in back]
+    assert all(checks.check(*reading) is not None for reading in away)
+    results = [checks.check(*reading) is None for reading in back]
     assert not any(results[: RECENT // 3])
     assert all(results[2 * RECENT // 3 :])
 
@@ -242,8 +242,8 @@ def test_a_look_takes_well_under_a_millisecond() -> None:
     checks = checks_of()
     readings = [good() for _ in range(2 * ENOUGH)]
     began_s = time.process_time()
-    for look in readings:
-        checks.check(*look)
+    for reading in readings:
+        checks.check(*reading)
     assert (time.process_time() - began_s) / len(readings) < 1e-3
 
 
@@ -259,8 +259,8 @@ class Rollout:
     joints: tuple[Joint, ...]
     readings: list[Reading]
 
-    def finding(self, change: str = "") -> Trouble | None:
-        """Return the first finding where every image is changed in one way."""
+    def trouble(self, change: str = "") -> Trouble | None:
+        """Return the first trouble where every image is changed in one way."""
         checks = ObservationChecks(ChecksConfig(), self.joints, HZ, self.goals, identical_frames="at rest")
         for observation, target, elapsed_s in self.readings:
             found = checks.check(replace(observation, image=CHANGES[change](observation.image)), target, elapsed_s)
@@ -329,28 +329,28 @@ def rollout(request: pytest.FixtureRequest) -> Rollout:
 
 @pytest.mark.parametrize("change", ["", "darker", "brighter", "less contrast"])
 def test_ordinary_running_of_the_twin_raises_nothing(rollout: Rollout, change: str) -> None:
-    assert rollout.finding(change) is None
+    assert rollout.trouble(change) is None
 
 
 def test_a_camera_that_was_shifted_is_found(rollout: Rollout) -> None:
-    findings = {change: rollout.finding(change) for change in ("down", "up", "right", "left", "far")}
+    troubles = {change: rollout.trouble(change) for change in ("down", "up", "right", "left", "far")}
     if rollout.task == "beads":
         # Of what rests there, a rail across the whole picture is all that has edges.
-        assert findings.pop("right") is findings.pop("left") is None
-    assert {finding and finding.name for finding in findings.values()} == {"moved"}
+        assert troubles.pop("right") is troubles.pop("left") is None
+    assert {trouble and trouble.name for trouble in troubles.values()} == {"moved"}
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 @pytest.mark.parametrize("task", ["valve", "beads"])
 def test_ordinary_running_of_the_fake_raises_nothing(task: str, scale: float) -> None:
-    assert roll(task, "fake", held(scale), 2 * ENOUGH).finding() is None
+    assert roll(task, "fake", held(scale), 2 * ENOUGH).trouble() is None
 
 
 @pytest.mark.parametrize("pose", [0.0, 1.0])
 def test_a_robot_that_rests_or_pushes_against_the_valve_raises_nothing(pose: float) -> None:
     actions = iter([np.full(9, pose, np.float32)] * 100)
     found = roll("valve", "twin", actions, 100)
-    assert found.finding() is None
+    assert found.trouble() is None
     blocked = max(
         float(np.abs(target - seen.joint_rad).max()) for seen, target, _ in found.readings if target is not None
     )

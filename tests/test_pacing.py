@@ -1,4 +1,4 @@
-"""Pacing: commands keep the time of the clock on the wall, and what was missed is never made up for."""
+"""Pacing: commands keep the time of the wall clock, and no burst follows an overrun."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_it_is_the_clock_on_the_wall_that_is_kept() -> None:
     for _ in range(5):
         robot.command(TARGET)
         robot.observe()
-    assert time.monotonic() - began >= 0.09, "four periods and what it takes to look in the fifth"
+    assert time.monotonic() - began >= 0.09, "four periods, and the time to observe in the fifth"
 
 
 def test_without_a_command_nothing_is_waited_for() -> None:
@@ -151,5 +151,5 @@ def test_there_is_time_to_think_between_an_observation_and_its_command() -> None
         robot.command(TARGET)
         robot.observe()
         left.append(written[-1] + 0.1 - clock())
-    assert left == pytest.approx([THINK_SHARE * 0.1] * 4), "it is not over when the robot has looked"
+    assert left == pytest.approx([THINK_SHARE * 0.1] * 4), "the period is not over when the robot has observed"
     assert np.diff(written) == pytest.approx([0.1] * 3), "and the command keeps its time all the same"

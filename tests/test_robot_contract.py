@@ -97,7 +97,7 @@ def named(option: Callable[[str], str | None]) -> Factory:
 
 @pytest.fixture
 def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
-    """A robot that nobody connected yet."""
+    """A robot that is not connected yet."""
     factory: Factory = request.param
     robot = factory()
     yield robot
@@ -373,7 +373,7 @@ CHANGED = {"SafeRobot": {"spec"}, "RealTime": {"punctuality"}, "SafeRobot around
 
 
 class Probe(Robot):
-    """A robot that notes which of its public members are read; those it has not yet are inherited."""
+    """A robot that records which of its public members are read."""
 
     identical_frames = "often"
 

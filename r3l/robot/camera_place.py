@@ -31,8 +31,8 @@ MIN_FIT = 0.4
 class Background:
     """The steady edges of the goal images, found again in recent frames.
 
-    Edges are independent of brightness. What a hand or the object covers fits nowhere, so that it counts neither for
-    nor against the camera's place.
+    Edges do not depend on brightness. Pixels that a hand or the object covers fit nowhere, so that they count neither
+    for nor against the camera's place.
     """
 
     def __init__(self, goals: NDArray[np.uint8]) -> None:

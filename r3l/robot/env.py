@@ -24,7 +24,7 @@ class TimeStep:
     """The end of an env step. Joints and commands are in units of the joint's range, [-1, 1]."""
 
     observation: Observation
-    """What the robot returned."""
+    """The robot's observation, in rad."""
     joints: FloatArray
     """[A] float32: measured joint positions, at most MARGIN beyond the limits."""
     requested: FloatArray
@@ -41,7 +41,7 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
     `info` holds `requested` and `applied` (both [A]), `time_s` and `diagnostic`.
     The reward is 0: the learner relabels every transition.
 
-    `observe` and `act` do what `reset` and `step` do, without Gymnasium's packing.
+    `observe` and `act` are `reset` and `step` without Gymnasium's packing.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's name)
@@ -103,7 +103,7 @@ class RobotEnv(gymnasium.Env[Observed, FloatArray]):
         self._is_connected = False
 
     def state(self) -> dict[str, Any]:
-        """Return, as JSON values, what `restore` needs to continue in the same world."""
+        """Return the state that `restore` continues from in the same world, as JSON values."""
         target_rad = self.robot.newest_target
         return {"applied": self._applied.tolist(), "target_rad": None if target_rad is None else target_rad.tolist()}
 

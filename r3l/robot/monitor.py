@@ -41,11 +41,9 @@ class Monitor:
         )
         self.stuck = StuckDetector(config.persistence)
         self.trouble: Trouble | None = None
-        """What pauses the robot or ends the run at present."""
-        self._failing: set[str] = set()
-        """Checks that failed since all passed."""
-        self._told: set[str] = set()
-        """Checks among them whose failure was reported."""
+        """The trouble that pauses the robot or ends the run at present."""
+        self._failing: dict[str, bool] = {}
+        """Checks that failed since all passed, and whether that was reported."""
         self._told_s: dict[str, float] = {}
         self._is_blind = False
         self._passes = self._skipped = 0
@@ -104,9 +102,9 @@ class Monitor:
         return STUCK_SHARE if self.stuck.level >= PERTURB else 0.0
 
     def between(self, usual: Callable[[], None] | None, sweep: Callable[[], None]) -> Callable[[], bool]:
-        """Return what to do between episodes: the usual, or `sweep` while the object is stuck.
+        """Return a function to call between episodes: `usual`, or `sweep` while the object is stuck.
 
-        It returns whether anything was done.
+        The function returns whether it did anything.
         """
 
         def do() -> bool:
@@ -137,21 +135,20 @@ class Monitor:
         """Report the checks that fail: each once until all pass again, and at most once per MIN_TELL_INTERVAL_S."""
         self._passes = 0
         for trouble in troubles:
-            if trouble.name in self._failing:
+            name = trouble.name
+            if name in self._failing:
                 continue
-            self._failing.add(trouble.name)
-            if now_s - self._told_s.get(trouble.name, -MIN_TELL_INTERVAL_S) >= MIN_TELL_INTERVAL_S:
-                self._told_s[trouble.name] = now_s
-                self._told.add(trouble.name)
-                self._tell(f"check-{trouble.name}", trouble.message)
+            self._failing[name] = now_s - self._told_s.get(name, -MIN_TELL_INTERVAL_S) >= MIN_TELL_INTERVAL_S
+            if self._failing[name]:
+                self._told_s[name] = now_s
+                self._tell(f"check-{name}", trouble.message)
 
     def _count_pass(self) -> bool:
         """Count an observation that passed; once there are MIN_PASSES in a row, report it and return True."""
         self._passes += 1
         if self._passes < MIN_PASSES:
             return False
-        for name in sorted(self._told):
+        for name in sorted(name for name, is_told in self._failing.items() if is_told):
             self._tell(f"check-{name}", "over: the check passes again")
-        self._told.clear()
         self._failing.clear()
         return True

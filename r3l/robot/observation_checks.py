@@ -74,7 +74,7 @@ class ObservationChecks:
         """Return the gravest trouble of one observation, None if it passes.
 
         Args:
-            observation: what the robot returned.
+            observation: the robot's.
             target_rad: the last target sent [A], None if there is none.
             elapsed_s: time since the observation before, by the robot's clock.
         """

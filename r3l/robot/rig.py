@@ -1,4 +1,4 @@
-"""The rig: what a person sets for a robot in front of a task."""
+"""The rig of a task: control rate, camera and workspace, as people set them in a TOML file."""
 
 from __future__ import annotations
 

@@ -117,10 +117,10 @@ class SafeRobot(RobotWrapper):
         """Return the counters by name."""
         return asdict(self.counters)
 
-    def _require_finite(self, joint_rad: FloatArray, what: str) -> None:
+    def _require_finite(self, joint_rad: FloatArray, problem: str) -> None:
         if joint_rad.shape != self.spec.lower_rad.shape or not np.isfinite(joint_rad).all():
             self.counters.refused += 1
-            raise RobotError(f"{what}: {joint_rad}, expected {len(self.spec.joints)} finite values in rad")
+            raise RobotError(f"{problem}: {joint_rad}, expected {len(self.spec.joints)} finite values in rad")
 
     def _require_possible(self, joint_rad: FloatArray) -> None:
         """Refuse to move from a pose that no joint can have: the first step would be a leap from the true pose."""

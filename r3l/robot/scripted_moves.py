@@ -39,7 +39,7 @@ class ScriptedMoves:
     def between(
         self, kind: Literal["home", "nothing", "diagnostic-reset"], place: Callable[[], None]
     ) -> Callable[[], None] | None:
-        """Return what config key `phases.between` asks for, None for nothing; `place` puts the object somewhere else.
+        """Return the move for config key `phases.between`, None for nothing; `place` puts the object elsewhere.
 
         Raises:
             UserError: the object of a real robot cannot be placed.

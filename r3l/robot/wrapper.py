@@ -6,7 +6,7 @@ from r3l.robot.base import CameraSettings, FloatArray, Observation, Punctuality,
 
 
 class RobotWrapper(Robot):
-    """A robot around another one: it forwards every member of Robot; a subclass overrides what it changes."""
+    """A robot around another robot. It forwards every member of Robot; a subclass overrides the members it changes."""
 
     def __init__(self, robot: Robot) -> None:
         self.robot = robot
