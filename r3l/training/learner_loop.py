@@ -58,9 +58,9 @@ class StoppedError(Exception):
 class LearnerLoop:
     """Learns from a run's experience, one piece of work per `turn`. Use as a context manager.
 
-    A learner process publishes the weights that act, and saves by the clock as well as by steps. In sync mode
-    the actor shares the weights, takes turns with the learner, and is part of the checkpoints; nothing depends on the
-    clock, so that the seed decides all weights.
+    A learner process publishes the weights that act, and saves by steps, by the clock and after pretraining. In sync
+    mode the actor shares the weights, takes turns with the learner and is part of the checkpoints, which are saved by
+    steps alone: nothing depends on the clock, so that the seed decides every weight.
     """
 
     def __init__(
@@ -217,7 +217,8 @@ class LearnerLoop:
                 self._save()
 
         self._metrics.add(self._learner.pretrain(on_progress))
-        self._save()
+        if self._actor is None:
+            self._save()
         if self._learner.is_pretrained:  # else the numbers broke, and pretraining begins again
             self._begin_acting()
 

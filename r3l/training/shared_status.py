@@ -1,4 +1,4 @@
-"""Status: the numbers that the loops of a run report; in a small file in shared memory where they are processes."""
+"""Status of a run: numbers that its loops report; processes share them in a small file mapped into memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from r3l.run.files import write_file
 
 
 class Wanted(IntEnum):
-    """What people or the supervisor want the robot to do. The actor reads it before each env step."""
+    """A request of people or of the supervisor. The actor reads it before each env step."""
 
     RUN = 0
     PAUSE = 1
@@ -30,7 +30,7 @@ class Wanted(IntEnum):
 
 
 class State(IntEnum):
-    """What a process is doing."""
+    """The activity of a process."""
 
     ABSENT = 0
     STARTING = 1
@@ -120,11 +120,11 @@ class Status:
 
     @property
     def wanted(self) -> Wanted:
-        """What the actor is to do."""
+        """The current request."""
         return Wanted(int(self["wanted"]))
 
     def state(self, process: str) -> State:
-        """Return what a process is doing."""
+        """Return the activity of a process."""
         return State(int(self[f"{process}.state"]))
 
 
