@@ -168,8 +168,8 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
     """Send actions without pacing and check the servos every CHECK_EVERY actions; return the number of refusals."""
     hand, joints = claw.hand, tuple(drive.joint for drive in claw.rig.drives)
     safe = SafeRobot(claw, joints, claw.rig.strength.speed_rad_s / claw.rig.control_hz)
-    look_after, refused, held = hand.look_after, 0, set[int]()
-    hand.look_after = lambda: None
+    restore_failed, refused, held = hand.restore_failed, 0, set[int]()
+    hand.restore_failed = lambda: None
     bar = progress_bar("random actions", "action", actions)
     for number in range(actions):
         bar.update()
@@ -184,7 +184,7 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
                 servo.angle_rad = servo.value("goal_position")
         hand.measure()
         if number % CHECK_EVERY == 0:
-            look_after()
+            restore_failed()
         if number % RELAX_EVERY == RELAX_EVERY - 1:
             safe.relax()
             for drive in rng.choice(np.array(claw.rig.drives), 3, replace=False):
@@ -192,7 +192,7 @@ def _send_all(claw: DClaw, emulator: Emulator, rng: np.random.Generator, actions
                 emulator.servos[drive.id].angle_rad = drive.servo_rad(moved)
         if number % BROWN_OUT_EVERY == BROWN_OUT_EVERY - 1:
             emulator.brown_out(rng.choice(sorted(emulator.servos), 3, replace=False).tolist())
-            look_after()
+            restore_failed()
     bar.close()
     return refused
 

@@ -138,7 +138,7 @@ class LeRobot(Robot):
             self._demand(self._open, "cannot be connected")
             if not getattr(self._peer, "is_calibrated", True):
                 raise RobotError(f"{_name(self._peer)} is not calibrated; calibrate it as LeRobot says, then go on")
-            self._image = self._look(self._demand(self._peer.get_observation, "cannot be observed"))
+            self._image = self._view_of(self._demand(self._peer.get_observation, "cannot be observed"))
         except BaseException:
             with contextlib.suppress(RobotError):  # the first error tells more
                 self.close()
@@ -155,7 +155,7 @@ class LeRobot(Robot):
         found = self._attempt(self._peer.get_observation)
         if found is not None:
             joint_rad = self._joints(found)
-            self._image = image = self._look(found)
+            self._image = image = self._view_of(found)
         return Observation(image.copy(), joint_rad, time.monotonic(), np.zeros(0, np.float32))
 
     def command(self, target_rad: FloatArray) -> FloatArray:
@@ -228,7 +228,7 @@ class LeRobot(Robot):
         values = [found.get(joint.name + POSITION) for joint in self._spec.joints]
         return np.array([np.nan if value is None else float(value) * self._unit_rad for value in values], np.float32)
 
-    def _look(self, found: Mapping[str, Any]) -> Image:
+    def _view_of(self, found: Mapping[str, Any]) -> Image:
         picture = np.asarray(found.get(self._view))
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise RobotError(

@@ -243,7 +243,7 @@ class Twin(SimulatedRobot):
         """The world's clock, s."""
         return self._time_s
 
-    def look(self) -> Image:
+    def camera_image(self) -> Image:
         """Return the camera's current picture, [H, W, 3]."""
         return self._varied(self._render())
 

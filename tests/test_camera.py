@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.night import goal_images
 from r3l.hardware.camera.camera import Camera
-from r3l.hardware.camera.doctor import look_at_camera
+from r3l.hardware.camera.doctor import check_camera
 from r3l.hardware.camera.optics import Optics
 from r3l.hardware.camera.server import CameraServer
 from r3l.hardware.camera.settings import CameraSettings, problems
@@ -219,7 +219,7 @@ def goals(tmp_path: Path) -> Goals:
 
 
 def failures(settings: CameraSettings, goals: Goals, control_hz: float = 10.0) -> list[str]:
-    return [line.text for line in look_at_camera(settings, control_hz, goals) if line.level == "FAIL"]
+    return [line.text for line in check_camera(settings, control_hz, goals) if line.level == "FAIL"]
 
 
 def test_a_camera_that_sees_what_the_goal_images_show_is_well(goals: Goals) -> None:
@@ -249,7 +249,7 @@ def test_a_camera_that_is_not_as_it_was_is_found(goals: Goals) -> None:
 
 
 def test_no_camera_is_a_note(goals: Goals) -> None:
-    assert [line.level for line in look_at_camera(CameraSettings(), 10.0, goals)] == ["note"]
+    assert [line.level for line in check_camera(CameraSettings(), 10.0, goals)] == ["note"]
 
 
 # What is made of a frame

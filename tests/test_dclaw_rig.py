@@ -353,7 +353,7 @@ def test_calibration_at_a_terminal_writes_the_file_and_without_one_nothing(claw:
     command = [sys.executable, "-m", "r3l", "calibrate", str(path), "--port", claw.rig.bus.port, "--only", "zero"]
     found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert "nobody is at the terminal" in found.stderr
+    assert "standard input is no terminal" in found.stderr
     assert not path.exists()
     reading, writing = os.pipe()
     os.write(writing, b"\n")

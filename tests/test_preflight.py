@@ -162,7 +162,7 @@ def test_a_run_without_an_end_needs_no_more_than_there_is(
     free(3)
     found = check(tiny(steps=MANY, real_time=True), Valve(), goals, tmp_path)
     assert found.problems == ()
-    assert "ends when somebody stops it" in line_of(found, "rate")
+    assert "ends when it is stopped" in line_of(found, "rate")
     assert 4 < hours_of(line_of(found, "disk")) < 7
 
 

@@ -68,7 +68,7 @@ def test_the_camera_sees_what_the_twins_does(stack: EmulatedClaw) -> None:
     for pose in targets(8):
         stack.command(pose)
         image = stack.observe().image
-        assert np.abs(image.astype(int) - stack.twin.look()).mean() < 6, "but for what JPEG makes of it"
+        assert np.abs(image.astype(int) - stack.twin.camera_image()).mean() < 6, "but for what JPEG makes of it"
 
 
 def test_damaged_packets_leave_gaps_and_no_wrong_value(stack: EmulatedClaw) -> None:

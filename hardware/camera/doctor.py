@@ -42,7 +42,7 @@ class Line:
         return f"{self.level:4}  {self.text}"
 
 
-def look_at_camera(settings: CameraSettings, control_hz: float, goals: Goals | None) -> Iterator[Line]:
+def check_camera(settings: CameraSettings, control_hz: float, goals: Goals | None) -> Iterator[Line]:
     """Yield the result of each check of a camera, for a robot with the given control rate."""
     if not settings.source:
         yield Line("note", "camera: none in the rig; nothing can be learned from a picture of the joints")

@@ -93,4 +93,4 @@ def until_enter(text: str) -> Iterator[None]:
     while not select.select([sys.stdin], [], [], 0.02)[0]:
         yield
     if not sys.stdin.readline():
-        raise UserError("nobody is at the terminal: calibration needs a person who moves the fingers")
+        raise UserError("standard input is no terminal: calibration needs a person who moves the fingers")

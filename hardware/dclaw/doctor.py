@@ -16,7 +16,7 @@ from r3l.robot import FloatArray, RobotError
 from r3l.run.disk_space import GIB, room_left
 from r3l.run.goals import Goals
 
-from ..camera.doctor import Line, look_at_camera
+from ..camera.doctor import Line, check_camera
 from ..dynamixel.bus import Bus, Pong
 from ..dynamixel.chain import Chain
 from ..dynamixel.control_table import BAUD_RATES, MODELS
@@ -60,16 +60,14 @@ def examine(
     bus = Bus(rig.bus.port, rig.bus.baud_rate)
     chain = Chain(bus, rig.model, rig.drives, rig.limits)
     is_well = True
-    for line in itertools.chain(
-        _look_at_disk(folder), look_at_camera(rig.camera, rig.control_hz, goals), _look_at_port(bus)
-    ):
+    for line in itertools.chain(_check_disk(folder), check_camera(rig.camera, rig.control_hz, goals), _check_port(bus)):
         is_well &= line.level != "FAIL"
         yield line
     if not bus.port.is_open:
         return
     try:
         chain.relax()
-        for line in _look_at_servos(rig, chain, reboots):
+        for line in _check_servos(rig, chain, reboots):
             is_well &= line.level != "FAIL"
             yield line
     except RobotError as error:
@@ -83,7 +81,7 @@ def examine(
         yield Line("note", "no joint was moved: mend what failed first")
 
 
-def _look_at_disk(folder: Path) -> Iterator[Line]:
+def _check_disk(folder: Path) -> Iterator[Line]:
     room_gib = room_left(folder) / GIB
     if room_gib < NIGHT_GIB:
         yield Line("FAIL", f"disk: {room_gib:.1f} GiB free in {folder}, a night takes {NIGHT_GIB:g}; free some space")
@@ -91,7 +89,7 @@ def _look_at_disk(folder: Path) -> Iterator[Line]:
         yield Line("ok", f"disk: {room_gib:.0f} GiB free")
 
 
-def _look_at_port(bus: Bus) -> Iterator[Line]:
+def _check_port(bus: Bus) -> Iterator[Line]:
     port = bus.port
     try:
         port.open()
@@ -108,7 +106,7 @@ def _look_at_port(bus: Bus) -> Iterator[Line]:
         yield Line("note", f"latency: the adapter keeps answers for {1000 * port.latency_s:.0f} ms; {advice}")
 
 
-def _look_at_servos(rig: ClawRig, chain: Chain, reboots: tuple[int, ...]) -> Iterator[Line]:
+def _check_servos(rig: ClawRig, chain: Chain, reboots: tuple[int, ...]) -> Iterator[Line]:
     for servo in reboots:
         chain.reboot_all([servo])
         yield Line("ok", f"servo {servo} was rebooted")
@@ -119,20 +117,20 @@ def _look_at_servos(rig: ClawRig, chain: Chain, reboots: tuple[int, ...]) -> Ite
         if pong is not None:
             there[servo] = pong
     if not there:
-        yield from _look_at_other_rates(chain)
+        yield from _check_other_rates(chain)
         return
-    lines = list(_look_at_identity(rig, chain, found, there))
+    lines = list(_check_identity(rig, chain, found, there))
     yield from lines
     if any(line.level == "FAIL" for line in lines):
         return
     yield Line("ok", f"servos: all {len(chain.ids)} answer, {chain.model.name}, firmware {_firmware(there.values())}")
-    yield from _look_at_settings(chain, there)
+    yield from _check_settings(chain, there)
     chain.configure()
-    yield from _look_at_health(rig, chain)
-    yield from _look_at_wire(chain)
+    yield from _check_health(rig, chain)
+    yield from _check_wire(chain)
 
 
-def _look_at_other_rates(chain: Chain) -> Iterator[Line]:
+def _check_other_rates(chain: Chain) -> Iterator[Line]:
     """Search at every baud rate, which takes some seconds."""
     port = chain.bus.port
     for baud_rate in BAUD_RATES:
@@ -152,9 +150,7 @@ def _look_at_other_rates(chain: Chain) -> Iterator[Line]:
     yield Line("FAIL", "servos: nothing answers at any baud rate; check their power supply, switch and cables")
 
 
-def _look_at_identity(
-    rig: ClawRig, chain: Chain, found: dict[int, list[Pong]], there: dict[int, Pong]
-) -> Iterator[Line]:
+def _check_identity(rig: ClawRig, chain: Chain, found: dict[int, list[Pong]], there: dict[int, Pong]) -> Iterator[Line]:
     missing = [servo for servo in chain.ids if servo not in there]
     others = sorted(set(there) - set(chain.ids))
     for servo in sorted(found):
@@ -177,7 +173,7 @@ def _look_at_identity(
             yield Line("FAIL", f"{chain.name(servo)} has firmware {there[servo].firmware}, no watchdog; {advice}")
 
 
-def _look_at_settings(chain: Chain, there: dict[int, Pong]) -> Iterator[Line]:
+def _check_settings(chain: Chain, there: dict[int, Pong]) -> Iterator[Line]:
     """Name the settings that a run will change, since other programs may rely on them."""
     model = chain.model
     for name in ("operating_mode", "homing_offset", "drive_mode", "return_delay_time"):
@@ -188,10 +184,10 @@ def _look_at_settings(chain: Chain, there: dict[int, Pong]) -> Iterator[Line]:
             yield Line("note", f"setting {name}: {servos}; set to {wanted:g}, as a run does")
 
 
-def _look_at_health(rig: ClawRig, chain: Chain) -> Iterator[Line]:
+def _check_health(rig: ClawRig, chain: Chain) -> Iterator[Line]:
     errors = {servo: error for servo, (_, error) in chain.states().items() if error}
     for servo, error in errors.items():
-        advice = f"look after it, then r3l doctor --reboot {servo}"
+        advice = f"check it, then r3l doctor --reboot {servo}"
         yield Line("FAIL", f"{chain.name(servo)} has the hardware error {named(error)}; {advice}")
     readings = chain.read()
     problem = Guard(rig.health, chain.drives).voltage_problem(readings)
@@ -214,7 +210,7 @@ def _look_at_health(rig: ClawRig, chain: Chain) -> Iterator[Line]:
         yield Line("ok", "joints: all inside their limits")
 
 
-def _look_at_wire(chain: Chain) -> Iterator[Line]:
+def _check_wire(chain: Chain) -> Iterator[Line]:
     missing, began_s = 0, time.monotonic()
     for _ in range(READS):
         missing += int(np.isnan(chain.read().joint_rad).sum())
@@ -256,7 +252,7 @@ def _sent(hand: Hand, target_rad: FloatArray) -> FloatArray:
     periods = round(hand.rig.control_hz * (SETTLING_S + WIGGLE_RAD / WIGGLE_RAD_S))
     for _ in range(periods):
         hand.send(target_rad)
-        hand.look_after()
+        hand.restore_failed()
         time.sleep(1 / hand.rig.control_hz)
         seen = hand.measure().joint_rad
     return seen

@@ -145,10 +145,10 @@ class EmulatedClaw(SimulatedRobot):
         self.emulator.advances = False
         self.emulator.faults.corrupt = self._faults.corrupt
         self.server = CameraServer(self._shutter.wait, FPS)
-        self._shutter.show(self.twin.look())
+        self._shutter.show(self.twin.camera_image())
         self.emulator.start()
         self.server.start()
-        height, width = self.twin.look().shape[:2]
+        height, width = self.twin.camera_image().shape[:2]
         rig = replace(
             self._rig,
             bus=replace(self._rig.bus, port=str(self._folder / "port")),
@@ -281,7 +281,7 @@ class EmulatedClaw(SimulatedRobot):
         """Show the world to the camera, and wait until the picture has arrived."""
         camera = self.claw.camera
         since_s = time.monotonic()
-        self._shutter.show(self.twin.look())
+        self._shutter.show(self.twin.camera_image())
         while True:
             frame = camera.newest()
             if (frame is not None and frame.time_s >= since_s) or time.monotonic() - since_s > FRAME_S:

@@ -97,7 +97,7 @@ class Guard:
         for drive, volts in zip(self._drives, found, strict=True):
             if volts < health.min_voltage_v or volts > health.max_voltage_v:
                 allowed = f"expected {health.min_voltage_v:g} to {health.max_voltage_v:g} V (the rig's [health])"
-                return f"{drive.name} has {volts:.1f} V, {allowed}; look after the power supply"
+                return f"{drive.name} has {volts:.1f} V, {allowed}; check the power supply"
         return ""
 
     def _silence(self, readings: Readings) -> Iterator[Trouble]:

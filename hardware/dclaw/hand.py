@@ -179,12 +179,12 @@ class Hand:
         return self._goal_rad.copy()
 
     @alone
-    def look_after(self) -> None:
+    def restore_failed(self) -> None:
         """Find servos that lost their torque or have an error, and restore them: right after `send`."""
         if not self.has_torque:
             return
         try:
-            self._look_at_states()
+            self._check_states()
             if self.has_torque:
                 self._audit([self.drives[self._audited]])
                 self._audited = (self._audited + 1) % len(self.drives)
@@ -266,7 +266,7 @@ class Hand:
 
     # What goes wrong
 
-    def _look_at_states(self) -> None:
+    def _check_states(self) -> None:
         states = self.chain.states()
         self._latch_errors(states)
         if self.has_torque:
@@ -318,7 +318,7 @@ class Hand:
         self._place(self.chain.hold(servos))
 
     def _latch(self, drive: Drive, what: str) -> None:
-        self.guard.latch(drive, what, "look after it, then take its power away and give it back")
+        self.guard.latch(drive, what, "check it, then take its power away and give it back")
         self._let_go()
 
     def _note(self, kind: str, drive: Drive, what: str) -> None:
@@ -359,7 +359,7 @@ class Hand:
         """Return what forbids a start; empty if nothing does."""
         for servo, (_, error) in self.chain.states().items():
             if error:
-                advice = "look after it, then take its power away and give it back, or r3l doctor --reboot"
+                advice = "check it, then take its power away and give it back, or r3l doctor --reboot"
                 return f"{self.chain.name(servo)} has the hardware error {named(error)}; {advice}"
         silent = np.flatnonzero(np.isnan(self._readings.joint_rad))
         if len(silent):

@@ -119,7 +119,7 @@ class DClaw(Robot):
         sent = self.hand.send(target)
         self._schedule.written()
         self._is_moving = True
-        self.hand.look_after()
+        self.hand.restore_failed()
         return sent
 
     def relax(self) -> None:

@@ -27,7 +27,7 @@ FAILED_CODE = 3
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a command asks for, not yet checked."""
+    """A requested run, not yet checked."""
 
     command: TrainOptions
     config: Config

@@ -62,7 +62,7 @@ CHANGES: Mapping[str, Values] = {
     "diagnostic-true-state": TRUE_STATE,
     "diagnostic-resets": {**TRUE_STATE, **NO_PERTURBATION, "phases.between": "diagnostic-reset"},
 }
-"""What each variant changes, by dotted key. The name of a variant that reads ground truth begins with `diagnostic`."""
+"""The changes of each variant, by dotted key. A variant that reads ground truth has `diagnostic` in its name."""
 
 
 def changed(config: Config, changes: Values) -> Config:

@@ -87,7 +87,7 @@ class Check:
 
     threshold: float
     action: Action = "pause"
-    """What follows when the check fails: skip the observation, pause, stop the run, or warn."""
+    """Action after a failed check: skip the observation, pause, stop the run, or warn."""
 
 
 @dataclass(frozen=True)

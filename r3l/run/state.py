@@ -55,7 +55,7 @@ class RunState:
 
     word: Word
     sentence: str
-    """What happened, and the next command."""
+    """The state in a sentence, with the next command."""
     reason: str | None
     """Why a run failed: the text of its event."""
     plan: str

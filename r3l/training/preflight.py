@@ -165,7 +165,7 @@ def _time_lines(config: Config, step_s: float, learning_s: float, hours: float |
     if hours is not None and hours * 3600 < total_s:
         return [f"{rate}; ends at {_clock(hours * 3600)} ({hours:.1f} h)"]
     if config.steps >= MANY:
-        return [f"{rate}; ends when somebody stops it"]
+        return [f"{rate}; ends when it is stopped"]
     return [f"{rate}; {config.steps} steps end about {_clock(total_s)} ({total_s / 60:.0f} min)"]
 
 
