@@ -571,8 +571,7 @@ def test_watching_as_json_prints_a_line_each_second(
 
 
 def watch(run: Run, output: Any) -> subprocess.Popen[bytes]:
-    code = "import sys; from r3l.cli.main import main; sys.exit(main())"
-    command = [*WITH_DEFAULT_SIGNALS, sys.executable, "-c", code, "status", str(run.folder), "--watch"]
+    command = [*WITH_DEFAULT_SIGNALS, sys.executable, "-m", "r3l", "status", str(run.folder), "--watch"]
     return subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE)
 
 

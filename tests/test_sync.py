@@ -76,7 +76,6 @@ def save_and_die(*args, **options):
 r3l.training.learner_loop.save_checkpoint = save_and_die
 r3l.training.sync.train(Run.open(Path(sys.argv[1])))
 """
-COMMAND = "import sys; from r3l.cli.main import main; sys.exit(main())"
 
 
 class TruthReadError(Exception):
@@ -229,7 +228,7 @@ def wait_for(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def test_ctrl_c_ends_with_a_checkpoint_and_a_run_that_goes_on(tmp_path: Path, make_run: RunMaker) -> None:
     run = make_run(tmp_path / "run", tiny(steps=50_000, sync=True))
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "train", "--resume", str(run.folder)],
+        [sys.executable, "-m", "r3l", "train", "--resume", str(run.folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

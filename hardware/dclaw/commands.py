@@ -34,7 +34,6 @@ class DoctorCommand:
     """Folder that will hold the run directories; its free space is checked."""
 
     def __call__(self) -> int:
-        """Print the checks."""
         from r3l.run.goals import read_goals
 
         from .doctor import examine
@@ -69,7 +68,6 @@ class CalibrateCommand:
     """Steps to do."""
 
     def __call__(self) -> int:
-        """Measure the hand and write the rig."""
         from .calibrate import calibrate
         from .rig import default_rig, problems, read_rig, write_rig
 

@@ -43,7 +43,6 @@ class EmulateCommand:
     """Seed of the faults."""
 
     def __call__(self) -> int:
-        """Emulate the servos until Ctrl-C."""
         from .emulate import emulate
         from .emulator import Faults
 

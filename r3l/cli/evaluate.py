@@ -65,7 +65,6 @@ class EvaluateCommand:
     """Env step of other published weights to compare with by eye; the two take turns, so that drift affects both."""
 
     def __call__(self) -> int:
-        """Evaluate and print the results."""
         from r3l.evaluation.evaluator import evaluate_run
         from r3l.robot.base import SimulatedRobot
         from r3l.task.registry import load_robot, load_task, varied
@@ -123,7 +122,6 @@ class MarkCommand:
     """Calibrate the judge with the marks; the folder of trials keeps the judge as it was."""
 
     def __call__(self) -> int:
-        """Take the marks."""
         from r3l.evaluation.labels import mark
         from r3l.evaluation.trials_folder import TrialsFolder
 
@@ -158,7 +156,6 @@ class PlayCommand:
     """Rig file of the robot, if the robot needs one; the run's copy by default."""
 
     def __call__(self) -> int:
-        """Play the policy."""
         from r3l.evaluation import play
         from r3l.models.torch_setup import tune_process
 
@@ -196,7 +193,6 @@ class ExportCommand:
     """Env step of the published weights; the newest by default."""
 
     def __call__(self) -> int:
-        """Write the file."""
         from r3l.evaluation.export import export
         from r3l.evaluation.play import exported_of
 
@@ -221,7 +217,6 @@ class ReportCommand:
     """File to write; RUN/report.html by default."""
 
     def __call__(self) -> int:
-        """Write the report."""
         from r3l.evaluation.report.document import write_report
 
         run = open_run(self.run)
@@ -250,7 +245,6 @@ class FilmCommand:
     """Seed of the start states and finger poses."""
 
     def __call__(self) -> int:
-        """Write the film."""
         from r3l.evaluation.film import film
 
         if self.starts < 1:

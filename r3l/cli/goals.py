@@ -44,7 +44,6 @@ class GoalsCommand:
     """Seed of the arrangements and of the held-out images."""
 
     def __call__(self) -> int:
-        """Collect the images and write the folder."""
         import numpy as np
 
         from r3l.cli.goal_capture import capture_by_hand

@@ -24,7 +24,6 @@ class StatusCommand:
     """Print the status as JSON."""
 
     def __call__(self) -> int:
-        """Print the status."""
         from r3l.cli.status import show
         from r3l.run.directory import Run
 
@@ -44,7 +43,6 @@ class CheckCommand:
     """Only print the faults; change nothing."""
 
     def __call__(self) -> int:
-        """Check and repair the run."""
         from r3l.run.repair.check import check
 
         return check(self.run, is_dry=self.dry_run)
@@ -60,7 +58,6 @@ class ConfigCommand:
     """Variant to apply to the preset; may be given several times."""
 
     def __call__(self) -> int:
-        """Print the config."""
         from r3l.config.convert import to_dict
         from r3l.config.presets import preset_config
 
@@ -73,7 +70,6 @@ class TasksCommand:
     """List the installed tasks."""
 
     def __call__(self) -> int:
-        """Print each task's name and description."""
         from r3l.task.registry import load_task, task_names
 
         for name in task_names():
@@ -86,7 +82,6 @@ class RobotsCommand:
     """List the installed robots."""
 
     def __call__(self) -> int:
-        """Print each robot's name."""
         from r3l.task.registry import robot_names
 
         print("\n".join(robot_names()))
