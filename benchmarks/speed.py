@@ -30,7 +30,7 @@ from r3l.learner.learner import AGENTS, Learner
 from r3l.models.sac import SAC, Batch
 from r3l.models.torch_setup import tune_process
 from r3l.robot.env import RobotEnv
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import make_safe
 from r3l.robot.scripted_moves import move
 from r3l.run.experience import ExperienceStore
 from r3l.task.registry import load_robot, load_task
@@ -81,7 +81,7 @@ def loop_parts(folder: Path) -> dict[str, Callable[[], object]]:
     config = replace(config, vae=replace(config.vae, pretrain_updates=20))
     rig = task.rig
     robot = load_robot("twin", task)
-    env = RobotEnv(SafeRobot(robot, rig.limits, rig.max_step_rad))
+    env = RobotEnv(make_safe(robot, rig))
     store = ExperienceStore(folder / "experience.sqlite", (rig.camera.height, rig.camera.width, 3))
     rng = np.random.default_rng(0)
     goals = torch.from_numpy(rng.integers(0, 255, (200, 3, 64, 64), np.uint8))

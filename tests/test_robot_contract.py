@@ -28,7 +28,7 @@ from r3l.robot.base import (
     Truth,
 )
 from r3l.robot.pacing import RealTime
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import SafeRobot, make_safe
 from r3l.robot.wrapper import RobotWrapper
 from r3l.task.registry import load_robot, load_task
 from r3l.tasks.valve import Valve
@@ -47,8 +47,7 @@ def make_fake() -> SimulatedRobot:
 
 
 def behind_safety(factory: Factory) -> Factory:
-    rig = Valve().rig
-    return lambda: SafeRobot(factory(), rig.limits, rig.max_step_rad)
+    return lambda: make_safe(factory(), Valve().rig)
 
 
 def behind_rig(claw: EmulatedClaw) -> Robot:
@@ -73,7 +72,7 @@ ROBOTS: dict[str, Factory] = {
         f"gym {name}": partial(gym.GymRobot, name) for name in ("Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1")
     },
     **{f"{name} behind safety": behind_safety(factory) for name, factory in SIMULATED.items()},
-    "fake in real time": behind_safety(lambda: RealTime(make_fake())),
+    "fake in real time": lambda: make_safe(make_fake(), Valve().rig, real_time=True),
     "lerobot": make_peer,
     "dclaw": EmulatedClaw,
     "dclaw behind safety": lambda: behind_rig(EmulatedClaw()),

@@ -6,8 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from r3l.hardware.fake import Fake
 from r3l.robot.base import CameraSpec, FloatArray, Joint, Observation, Robot, RobotError, RobotSpec
-from r3l.robot.safety import SafeRobot
+from r3l.robot.pacing import RealTime
+from r3l.robot.rig import JointRange, Rig
+from r3l.robot.safety import SafeRobot, make_safe
 
 WIDE = tuple(Joint(f"joint{index}", -2.0, 2.0) for index in range(3))
 NARROW = tuple(Joint(f"joint{index}", -0.5, 1.0) for index in range(3))
@@ -184,3 +187,25 @@ def test_writing_into_a_returned_target_does_not_lift_the_limit(robot: Recorder,
     applied = safe.command(vector(0.0, 0.0, 0.0))
     applied += 1.0
     assert safe.command(vector(1.0, 0.0, 0.0)) == pytest.approx([0.25, 0.0, 0.0])
+
+
+def test_placing_the_object_needs_a_simulated_world_and_measures_before_the_next_command(
+    robot: Recorder, safe: SafeRobot
+) -> None:
+    with pytest.raises(RobotError, match="use a simulated robot"):
+        safe.place(vector(0.0))
+    fake = Fake(WIDE, vector(0.0, 0.0, 0.0))
+    with SafeRobot(RealTime(fake), NARROW, 0.25) as placed:
+        placed.command(vector(0.2, 0.0, 0.0))
+        placed.place(vector(1.0))
+        assert placed.newest_target is None
+        assert fake.truth()["angle_rad"] == pytest.approx(1.0)
+
+
+def test_only_a_simulated_robot_is_paced(robot: Recorder) -> None:
+    rig = Rig(10.0, 0.25, CameraSpec(), {joint.name: JointRange(-0.5, 1.0, 0.0) for joint in WIDE})
+    fake = Fake(WIDE, vector(0.0, 0.0, 0.0))
+    assert isinstance(make_safe(fake, rig, real_time=True).robot, RealTime)
+    assert make_safe(fake, rig).robot is fake
+    assert make_safe(robot, rig, real_time=True).robot is robot, "a real robot paces itself"
+    assert make_safe(fake, rig).spec.joints == NARROW

@@ -8,7 +8,7 @@ import numpy as np
 
 from r3l.config.errors import UserError
 from r3l.robot.base import FloatArray, Image, Robot, SimulatedRobot
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import SafeRobot, make_safe
 from r3l.robot.scripted_moves import move
 from r3l.run.goals import NEAR_LEVELS, thumbnail
 from r3l.task.base import Task
@@ -77,12 +77,10 @@ def capture_by_hand(
 
     If the robot is simulated, it arranges the object before each picture in place of the person.
     """
-    safe, capture = SafeRobot(robot, task.rig.limits, task.rig.max_step_rad), GoalCapture(task.minimum_goals)
+    safe, capture = make_safe(robot, task.rig), GoalCapture(task.minimum_goals)
 
     def arrange() -> None:
-        assert isinstance(robot, SimulatedRobot)
-        robot.place(task.goal_states(1, rng)[0], rng)
-        safe.forget()
+        safe.place(task.goal_states(1, rng)[0], rng)
 
     with safe:
         say(f"Arrange the object as a success looks, {task.minimum_goals} times or more. {HELP}")

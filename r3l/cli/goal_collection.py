@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from r3l.robot.base import FloatArray, Image, SimulatedRobot
-from r3l.robot.safety import SafeRobot
+from r3l.robot.safety import SafeRobot, make_safe
 from r3l.task.base import Task
 
 RANDOM_STEPS = 3
@@ -28,7 +28,7 @@ def collect_on_twin(
     The fingers move at random in their workspace, over the object too, so that their pose says nothing about success.
     A try in which the fingers moved the object out of success is repeated. Reads the ground truth.
     """
-    robot = SafeRobot(twin, task.rig.limits, task.rig.max_step_rad)
+    robot = make_safe(twin, task.rig)
     images = []
     for state in task.goal_states(count, rng):
         images.append(_goal_image(task, robot, twin, state, rng))
@@ -40,8 +40,7 @@ def _goal_image(
     task: Task, robot: SafeRobot, twin: SimulatedRobot, state: FloatArray, rng: np.random.Generator
 ) -> Image:
     for _ in range(MAX_TRIES):
-        twin.place(state, rng)
-        robot.forget()
+        robot.place(state, rng)
         target = rng.uniform(robot.spec.lower_rad, robot.spec.upper_rad).astype(np.float32)
         for _ in range(RANDOM_STEPS):
             robot.command(target)
