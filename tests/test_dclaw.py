@@ -271,8 +271,10 @@ def test_a_servo_that_says_nothing_is_nan_and_then_a_pause(moving: EmulatedClaw)
     moving.emulator.faults.silent.add(20)
     found = stay(moving, 6)
     assert {(each.name, each.action) for each in found} == {("silent-finger1_swing", "pause"), ("relax", "pause")}
-    seen = moving.observe().joint_rad
-    assert np.flatnonzero(np.isnan(seen)).tolist() == [3]
+    # A stalled computer may miss the answers of all servos once; the silent servo is missing every time.
+    missing = [np.flatnonzero(np.isnan(moving.observe().joint_rad)).tolist() for _ in range(5)]
+    assert all(3 in joints for joints in missing)
+    assert [3] in missing
     with pytest.raises(RobotError, match=r"servo 20 .*did not confirm"):
         moving.relax()
     assert moving.has_torque == {False}, "it hears all the same"
