@@ -13,7 +13,8 @@ from r3l.config.models import SACConfig, VAEConfig
 from r3l.config.presets import VARIANTS
 from r3l.config.schema import Config
 from r3l.learner.replay import Replay
-from r3l.models.encoder import DiagnosticStateEncoder, Encoder, NoEncoder
+from r3l.models.encoder import DiagnosticStateEncoder, NoEncoder
+from r3l.models.interfaces import Encoder
 from r3l.models.policy import Policies, load_policies
 from r3l.models.sac import LOG_STD_MAX, LOG_STD_MIN, Actor, build_actor
 from r3l.models.vae import VAE

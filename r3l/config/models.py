@@ -65,7 +65,7 @@ class SACConfig:
     tau: ZeroToOne = 1e-2
     """Share of the critic that enters the target critic per update."""
     averaging: ZeroToOne = 2e-3
-    """Share of the actor that enters the averaged actor per update; the averaged actor acts and is evaluated."""
+    """Share of the actor that enters the averaged actor per update; evaluation, play and export use the average."""
     initial_temperature: Annotated[float, Range(1e-6, 100)] = 0.1
     """Weight of the entropy at the first update."""
     target_entropy_per_action: Annotated[float, Range(-100, 100)] = -0.5

@@ -16,9 +16,8 @@ from r3l.learner.encoder import LearnedEncoder
 from r3l.learner.replay import Replay, Sampled, batched
 from r3l.learner.rewards import Rewards, phases_of
 from r3l.learner.state import LearnerState
-from r3l.models.classifier import RewardModel, build_classifier
-from r3l.models.encoder import Encoder, build_encoder
-from r3l.models.novelty import Novelty, build_novelty
+from r3l.models.builders import build_classifier, build_encoder, build_novelty
+from r3l.models.interfaces import Encoder, Novelty, RewardModel
 from r3l.models.policy import Policies
 from r3l.models.sac import SAC, Batch
 from r3l.models.vae import VAE

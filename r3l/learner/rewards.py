@@ -10,8 +10,7 @@ from torch import Tensor
 
 from r3l.config.schema import Config
 from r3l.learner.replay import Replay
-from r3l.models.classifier import RewardModel
-from r3l.models.novelty import Novelty
+from r3l.models.interfaces import Novelty, RewardModel
 from r3l.run.experience import PHASES
 
 NEWEST = 250

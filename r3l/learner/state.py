@@ -26,7 +26,7 @@ POPULATED_AT_ONCE = 2048
 
 
 class LearnerState(ABC):
-    """Everything of a learner that a checkpoint keeps. One more thing in the checkpoint is a line here."""
+    """Everything of a learner that a checkpoint keeps."""
 
     device: torch.device
     goals: Tensor

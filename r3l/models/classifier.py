@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r3l.config.models import ClassifierConfig
-from r3l.config.schema import Config
+from r3l.models.interfaces import Metrics, RewardModel
 from r3l.models.networks import ConvNet, mlp
-
-Metrics = dict[str, Tensor]
 
 
 def mixup(positives: Tensor, negatives: Tensor, share: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,33 +28,6 @@ def mixup(positives: Tensor, negatives: Tensor, share: Tensor, order: Tensor) ->
     labels = torch.cat([torch.ones(len(positives)), torch.zeros(len(negatives))]).to(inputs.device)
     weights = share.view(-1, *[1] * (inputs.dim() - 1))
     return weights * inputs + (1 - weights) * inputs[order], share * labels + (1 - share) * labels[order]
-
-
-class RewardModel(nn.Module, ABC):
-    """A learned reward of the task policy. A new one is a subclass in its own file and a line in `build_classifier`.
-
-    States are float32 [B, I] vectors, or uint8 [B, C, H, W] images where `classifier.sees` is pixels.
-    """
-
-    optimiser: torch.optim.Optimizer
-
-    @abstractmethod
-    def probability(self, states: Tensor) -> Tensor:
-        """Return the probability of success, [B] in [0, 1]."""
-
-    @abstractmethod
-    def reward(self, states: Tensor) -> Tensor:
-        """Return the task reward, [B]."""
-
-    @abstractmethod
-    def update(self, goals: Tensor, visited: Tensor, generator: torch.Generator) -> Metrics:
-        """Make one step: goals [B, ...] are successes, visited [B, ...] count as failures; return metrics."""
-
-
-def build_classifier(config: Config, latent_size: int, side: int) -> RewardModel:
-    """Build the reward model of `config` over latents of `latent_size`, or over images with `side` pixels a side."""
-    image = (3, side) if config.classifier.sees == "pixels" else None
-    return Classifier(config.classifier, latent_size, image=image)
 
 
 class Classifier(RewardModel):

@@ -1,17 +1,13 @@
-"""Novelty: the perturbation policy's reward."""
+"""Random network distillation, the novelty of a state."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from r3l.config.models import NoveltyConfig
-from r3l.config.schema import Config
+from r3l.models.interfaces import Metrics, Novelty
 from r3l.models.networks import ConvNet, mlp
-
-Metrics = dict[str, Tensor]
 
 
 class RunningMoments(nn.Module):
@@ -41,29 +37,6 @@ class RunningMoments(nn.Module):
         mean = self.mean / self.weight
         variance = (self.square / self.weight - mean.square()).clamp_min(1e-8)
         return mean, variance.sqrt()
-
-
-class Novelty(nn.Module, ABC):
-    """A model of how new a state is. A new kind of novelty is a subclass in its own file and a line in `build_novelty`.
-
-    States are float32 [B, I] vectors, or uint8 [B, C, H, W] images where `novelty.sees` is pixels.
-    """
-
-    optimiser: torch.optim.Optimizer
-
-    @abstractmethod
-    def reward(self, states: Tensor) -> Tensor:
-        """Return the novelty reward of states, [B] in [0, max_reward]; high where states are new."""
-
-    @abstractmethod
-    def update(self, states: Tensor) -> Metrics:
-        """Make one step towards calling `states` known; return metrics."""
-
-
-def build_novelty(config: Config, latent_size: int, side: int) -> Novelty:
-    """Build the novelty model of `config` over latents of `latent_size`, or over images with `side` pixels a side."""
-    image = (3, side) if config.novelty.sees == "pixels" else None
-    return RND(config.novelty, latent_size * (2 if config.novelty.motion else 1), image=image)
 
 
 class RND(Novelty):

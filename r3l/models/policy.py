@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from r3l.config.schema import Config
-from r3l.models.encoder import Encoder, build_encoder
+from r3l.models.builders import build_encoder
+from r3l.models.interfaces import Encoder
 from r3l.models.sac import Actor, build_actor
 from r3l.models.vae import VAE
 from r3l.robot.base import FloatArray, Image, RobotSpec

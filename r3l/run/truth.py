@@ -1,4 +1,4 @@
-"""Ground truth of a simulated robot, in a file of its own that training never opens."""
+"""Ground truth of a simulated robot, in a file that the robot writes and training never reads."""
 
 from __future__ import annotations
 

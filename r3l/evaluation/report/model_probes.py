@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from r3l.config.errors import UserError
 from r3l.evaluation.report.visits import Frames, MissingError, ObjectAxis, Values
-from r3l.models.classifier import build_classifier
+from r3l.models.builders import build_classifier
 from r3l.models.judge import Judge, load_judge
 from r3l.models.networks import channels_first
 from r3l.models.vae import VAE, downsample, kl_divergence
