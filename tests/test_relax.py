@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from emulated import EmulatedClaw
 from r3l.cli.main import main
 from r3l.hardware.dclaw.rig import write_rig
 from r3l.run.directory import Run
+from r3l.training.control_socket import ControlServer
 
 Captured = pytest.CaptureFixture[str]
 
@@ -45,6 +47,27 @@ def test_a_socket_that_a_killed_supervisor_left_is_no_supervisor(run: Run, claw:
 
     listen(run.control).close()
     assert main(["relax", str(run.folder)]) == 0
+    assert claw.has_torque == {False}
+
+
+def test_direct_asks_no_supervisor(run: Run, claw: EmulatedClaw, capsys: Captured) -> None:
+    asked: list[str] = []
+
+    def answer(word: str) -> str:
+        asked.append(word)
+        return "relaxing"
+
+    with ControlServer(run.control, answer):
+        assert main(["relax", "--direct", str(run.folder)]) == 0
+    assert asked == []
+    assert capsys.readouterr().out == "robot 'dclaw' is relaxed; no supervisor was asked\n"
+    assert claw.has_torque == {False}
+
+
+def test_a_process_that_still_uses_the_run_is_named(run: Run, claw: EmulatedClaw, capsys: Captured) -> None:
+    with run.lock():
+        assert main(["relax", str(run.folder)]) == 2
+    assert f"process {os.getpid()} still uses the run" in capsys.readouterr().err
     assert claw.has_torque == {False}
 
 

@@ -157,7 +157,7 @@ def test_the_unit_is_watched_restarted_and_relaxes_the_robot() -> None:
     assert "2" in service["RestartPreventExitStatus"].split()
     assert service["KillMode"] == "mixed"
     assert service["ExecStart"].endswith("train --resume runs/%i")
-    assert service["ExecStopPost"].endswith("bin/r3l relax runs/%i")
+    assert service["ExecStopPost"].endswith("bin/r3l relax --direct runs/%i")
 
 
 def test_the_unit_names_no_machine() -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, RunMaker, stored, tiny
 from test_sync import TRUTH, forbid
 
+from r3l.models.policy import build_policies
 from r3l.run.directory import Run
-from r3l.training.actor_loop import act
-from r3l.training.learner_loop import learn
-from r3l.training.shared_status import SharedStatus, State, Wanted
+from r3l.run.experience import ExperienceStore
+from r3l.training.actor_loop import ActorLoop, ActorParts, act
+from r3l.training.learner_loop import LearnerLoop, learn, make_learner
+from r3l.training.parts import Parts
+from r3l.training.shared_status import SharedStatus, State, Status, Wanted
 
 QUICK = replace(TINY.supervision, lead_steps=8, publish_every_s=0.05)
 
@@ -79,3 +83,39 @@ def test_either_side_waits_so_that_the_ratio_is_kept(tmp_path: Path, make_run: R
     assert min(ahead) >= -1 / ratio - 1, "no update is made that is not owed"
     assert max(ahead) <= QUICK.lead_steps + 2, "the actor is never farther ahead than it may"
     assert State.WAITING_FOR_LEARNER in states
+
+
+@pytest.mark.parametrize("wanted", [Wanted.PARK, Wanted.STOP])
+def test_a_robot_that_people_relaxed_is_not_moved_when_the_run_ends_then(
+    tmp_path: Path, make_run: RunMaker, wanted: Wanted
+) -> None:
+    """The end may come after the caller asked `is_over` and before the loop looks why the robot is held."""
+    run, status = make_run(tmp_path / "run", tiny()), Status()
+    parts = Parts.load(run, status)
+    camera = parts.task.rig.camera
+    with closing(ExperienceStore(run.experience, (camera.height, camera.width, 3))) as store:
+        policies, _ = build_policies(parts.config, parts.robot.spec, torch.device("cpu"))
+        with ActorLoop(parts, ActorParts(store, policies, 0)) as loop:
+            loop.begin()
+            loop.step()
+            status["wanted"] = Wanted.RELAX
+            loop.step()
+            assert status.state("actor") is State.RELAXED
+            commands, steps = loop.robot.counts()["commands"], loop.actor.steps
+            status["wanted"] = wanted
+            loop.step()
+            loop.end()
+            assert (loop.robot.counts()["commands"], loop.actor.steps) == (commands, steps)
+
+
+def test_learning_that_broke_for_good_is_told_even_where_nothing_may_be_saved(
+    tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, status = make_run(tmp_path / "run", tiny()), Status()
+    parts = Parts.load(run, status)
+    learner = make_learner(parts.config, parts.task, parts.robot, parts.goals)
+    monkeypatch.setattr(LearnerLoop, "has_failed", True)
+    with LearnerLoop(parts, learner, lambda: False) as loop:
+        loop.finish()  # nothing is loaded yet, or a rollback is under way
+    assert status["learner.failure"] == 1
+    assert not run.checkpoints.exists()

@@ -138,6 +138,8 @@ class ActorLoop:
             self._status["actor.state"] = reason
             time.sleep(CATCH_UP_S)
             return
+        if self._hold is not None and reason is not self._hold and self.is_over:
+            return  # the run ended during the hold: `end` must see why the robot was held
         if reason is not self._hold:
             self._release()
         if reason is None:

@@ -177,6 +177,8 @@ class LearnerLoop:
 
     def finish(self) -> None:
         """Write the last checkpoint and snapshot, unless the learner is half loaded, half restored or broken."""
+        if self.has_failed:
+            self._status["learner.failure"] = 1
         if not self._is_loaded or self._recovery.is_going_back:
             return
         if not self.has_failed:
@@ -314,7 +316,13 @@ class LearnerLoop:
             self._actor.restore(tensors, meta, is_newest=is_newest)
 
     def _write(self, name: str, write: Callable[[], object]) -> bool:
-        """Write to the disk; after a failure a checkpoint is tried again in DISK_RETRY_S."""
+        """Write to the disk; after a failure a checkpoint is tried again in DISK_RETRY_S.
+
+        In sync mode a failure ends the run: nothing there depends on the clock.
+        """
+        if self._actor is not None:
+            write()
+            return True
         is_written = self._writes.attempt(name, write)
         if not is_written:
             self._checkpoints.restart(DISK_RETRY_S)
