@@ -265,6 +265,7 @@ def test_a_run_is_recorded_and_not_repeated_and_an_interrupted_one_goes_on(
         [*WITH_DEFAULT_SIGNALS, sys.executable, "-m", "benchmarks.learning", *ARGUMENTS, "--steps", "2000"],
         stderr=subprocess.DEVNULL,
         cwd=here,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},  # benchmarks/ is no part of the package
         start_new_session=True,
     )
     folder = learning.RUNS / "valve-default-0"
