@@ -428,3 +428,14 @@ def test_learning_that_breaks_goes_back_some_times_and_then_ends_the_run(tmp_pat
     found = load_checkpoint(run.checkpoints, pytest.fail)
     assert found is not None
     assert found[1]["learner"]["updates"] == 0, "nothing of what broke is kept"
+
+
+def test_a_disk_that_takes_nothing_ends_the_run(
+    tmp_path: Path, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("r3l.training.learner_loop.save_checkpoint", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        train(make_run(tmp_path / "run", tiny(steps=70)))
