@@ -1,4 +1,4 @@
-"""What the learner needs of an encoder, a novelty model and a reward model."""
+"""Interfaces of encoder, novelty model and reward model, as the learner uses them."""
 
 from __future__ import annotations
 
